@@ -1,0 +1,1 @@
+"""Pushing to Pushgateway and asking Prometheus."""

@@ -1,0 +1,195 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import __version__, commands
+from orchestrator.compose import PROJECT, Parts, Request, compose, load
+from orchestrator.errors import OrchError
+from orchestrator.interrupts import Interrupts
+from orchestrator.plan_view import show_plan
+from orchestrator.progress import elapsed, make_progress
+from orchestrator.recipe.schema import recipe_schema_text
+from orchestrator.run import Outcome, Run
+from orchestrator.rundir import LATEST, find_run
+from orchestrator.summary import headline
+from orchestrator.transport import LocalTransport
+
+COMMANDS = ("run", "validate", "schema", "list", "status", "logs", "stop", "report")
+EPILOG = """\
+commands (RUN is 'latest' if not given):
+  orch.py RECIPE                  deploy, benchmark, tune, report, tear down
+  orch.py validate RECIPE         only check the recipe
+  orch.py schema                  print the recipe's JSON schema
+  orch.py list                    all runs
+  orch.py status [RUN]            state of a run and its jobs
+  orch.py logs [-f] [SERVICE] [--run RUN]
+  orch.py stop [RUN]              end a run's jobs, kept services included
+  orch.py report [RUN]            write the report anew, print the main figures
+
+exit codes: 0 done, 1 the run failed, 2 wrong input, 130 Ctrl-C
+"""
+
+
+def main(argv: Sequence[str], parts: Parts) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(_with_command(list(argv)))
+    try:
+        exit_code: int = _dispatch(arguments, parts)
+    except OrchError as error:
+        print(f"orch: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("orch: interrupted before anything was started", file=sys.stderr)  # noqa: T201
+        return 130
+    return exit_code
+
+
+def _with_command(argv: list[str]) -> list[str]:
+    """Return argv with the command ``run`` put in front where the user gave a recipe straight away."""
+    if any(argument in COMMANDS for argument in argv[:1]) or argv[:1] in (["-h"], ["--help"], ["--version"], []):
+        return argv
+    return ["run", *argv]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="orch.py",
+        description="One recipe in; a served, measured, monitored and self-tuning LLM workload out.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"orch {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="RECIPE | COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"], type=str.upper)
+    common.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    runs = argparse.ArgumentParser(add_help=False, parents=[common])
+    runs.add_argument("--output-dir", type=Path, default=None, metavar="DIR", help="folder of all runs (output/)")
+    recipe = argparse.ArgumentParser(add_help=False)
+    recipe.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe file (JSON or YAML)")
+    recipe.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="override a recipe field"
+    )
+    recipe.add_argument("--site", type=Path, default=None, metavar="FILE", help="site file")
+    recipe.add_argument("--no-monitoring", action="store_true", help="the same as job.monitoring.mode=off")
+
+    run = subparsers.add_parser("run", parents=[recipe, runs], help="run a recipe (the command may be left out)")
+    run.add_argument("--dry-run", action="store_true", help="write the scripts and print the plan; start nothing")
+    run.add_argument("--keep", action="store_true", help="leave the services up when the run has ended")
+    subparsers.add_parser("validate", parents=[recipe, runs], help="only check a recipe")
+    subparsers.add_parser("schema", parents=[common], help="print the recipe's JSON schema")
+    subparsers.add_parser("list", parents=[runs], help="list all runs")
+    for name, text in (("status", "state of a run"), ("stop", "end a run's jobs"), ("report", "write the report anew")):
+        subparsers.add_parser(name, parents=[runs], help=text).add_argument(
+            "run", nargs="?", default=LATEST, metavar="RUN"
+        )
+    logs = subparsers.add_parser("logs", parents=[runs], help="print the logs of a service")
+    logs.add_argument("-f", "--follow", action="store_true", help="keep on printing until the job ends")
+    logs.add_argument("service", nargs="?", default=None, metavar="SERVICE", help="orchestrator's own log if not given")
+    logs.add_argument("--run", default=LATEST, metavar="RUN")
+    return parser
+
+
+def _dispatch(arguments: argparse.Namespace, parts: Parts) -> int:
+    if arguments.command == "schema":
+        sys.stdout.write(recipe_schema_text())
+        return 0
+    if arguments.command == "run":
+        return _run(arguments, parts)
+    if arguments.command == "validate":
+        return _validate(arguments)
+    output_dir: Path = arguments.output_dir or PROJECT / "output"
+    if arguments.command == "list":
+        return commands.list_runs(output_dir, arguments.json)
+    run = find_run(output_dir, arguments.run)
+    if arguments.command == "status":
+        return commands.show_status(run, arguments.json)
+    if arguments.command == "logs":
+        return commands.show_logs(run, arguments.service, arguments.follow)
+    if arguments.command == "stop":
+        return commands.stop(run, arguments.json)
+    return commands.show_report(run, arguments.json)
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    return Request(
+        recipe=arguments.recipe,
+        overrides=tuple(arguments.overrides),
+        site=arguments.site,
+        output_dir=arguments.output_dir,
+        without_monitoring=arguments.no_monitoring,
+    )
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    recipe, _, _ = load(_request(arguments))
+    if arguments.json:
+        print(json.dumps(recipe.model_dump(mode="json", by_alias=True, exclude_none=True), indent=2))  # noqa: T201
+    else:
+        print(f"{arguments.recipe}: valid")  # noqa: T201
+    return 0
+
+
+def _run(arguments: argparse.Namespace, parts: Parts) -> int:
+    transport = LocalTransport()
+    composed = compose(_request(arguments), parts, transport)
+    composed.write()
+    plan = composed.plan
+    if arguments.dry_run:
+        if arguments.json:
+            print(json.dumps(plan.as_json(), indent=2))  # noqa: T201
+        else:
+            show_plan(plan, Console())
+        return 0
+    _log_to(plan.run.orchestrator_log, arguments.log_level)
+    progress = make_progress()
+    interrupts = Interrupts()
+    interrupts.install()
+    progress.say(f"run {plan.run_id}: {plan.run.root}")
+    for note in plan.notes:
+        progress.say(f"note: {note}")
+    outcome = Run(composed, parts, transport, progress, interrupts, arguments.keep).execute()
+    _tell_end(outcome, composed.plan.run.root, arguments)
+    return outcome.exit_code
+
+
+def _tell_end(outcome: Outcome, root: Path, arguments: argparse.Namespace) -> None:
+    report = root / "report.html"
+    took = elapsed((outcome.finished_at or outcome.started_at) - outcome.started_at)
+    if outcome.error:
+        print(f"orch: {outcome.error}", file=sys.stderr)  # noqa: T201
+    print(f"Run {outcome.state} after {took}; it is kept in {root}", file=sys.stderr)  # noqa: T201
+    if arguments.json:
+        document = {
+            "run_id": root.name.rpartition("_")[2],
+            "run_dir": str(root),
+            "state": outcome.state,
+            "stages": outcome.stages,
+            "report": str(report) if report.is_file() else None,
+        }
+        print(json.dumps(document, indent=2))  # noqa: T201
+    elif outcome.stages:
+        for line in headline({"stages": outcome.stages}):
+            print(line)  # noqa: T201
+        if report.is_file():
+            print(f"Report     {report}")  # noqa: T201
+    if arguments.keep and outcome.state == "completed":
+        print(f"Services are kept: `orch.py status {root.name}`, `orch.py stop {root.name}`", file=sys.stderr)  # noqa: T201
+
+
+def _log_to(path: Path, level: str) -> None:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    shown.setLevel(max(logging.WARNING, getattr(logging, level)))
+    logging.basicConfig(level=level, handlers=[handler, shown], force=True)

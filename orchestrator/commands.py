@@ -1,0 +1,169 @@
+"""The commands that look at runs or end them: list, status, logs, stop, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.atomic import read_json
+from orchestrator.errors import RunNotFoundError, UserError
+from orchestrator.history import RunState, run_state, stop_run, tracker_of
+from orchestrator.jobs import JobTracker
+from orchestrator.logs import STREAMS, follow
+from orchestrator.progress import elapsed
+from orchestrator.report import write_report
+from orchestrator.rundir import RunDir, iter_runs
+from orchestrator.summary import headline
+
+
+def list_runs(output_dir: Path, as_json: bool) -> int:
+    """Print one line for each run, oldest first."""
+    states = [run_state(run) for run in iter_runs(output_dir)]
+    if as_json:
+        _print_json([_state_json(state) for state in states])
+        return 0
+    if not states:
+        print(f"No runs in {output_dir}.")  # noqa: T201
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "scheduler", "state", "started", "took"):
+        table.add_column(name, no_wrap=name != "run", overflow="fold")
+    for state in states:
+        started = time.strftime("%m-%d %H:%M", time.localtime(state.started_at)) if state.started_at else "-"
+        table.add_row(state.run.root.name, state.scheduler, _state_text(state), started, _took(state))
+    Console().print(table)
+    return 0
+
+
+def show_status(run: RunDir, as_json: bool) -> int:
+    """Print the state of a run and of each of its jobs."""
+    state, tracker = run_state(run), tracker_of(run)
+    tracker.poll()
+    jobs = [
+        {
+            "name": job.name,
+            "state": job.phase,
+            "job_id": job.job_id,
+            "node": job.node,
+            "why": job.why,
+            "url": _url(run, job.name),
+        }
+        for job in tracker.jobs
+    ]
+    if as_json:
+        _print_json({**_state_json(state), "jobs": jobs})
+        return 0
+    console = Console()
+    console.print(f"{run.root}", soft_wrap=True)
+    console.print(f"{_state_text(state)} on {state.scheduler}, {_took(state)}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("job", "state", "id", "node"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("where, or why", overflow="fold")
+    for job in jobs:
+        table.add_row(job["name"], job["state"], job["job_id"], job["node"] or "-", job["url"] or job["why"] or "")
+    if jobs:
+        console.print(table)
+    return 0
+
+
+def show_logs(run: RunDir, service: str | None, follow_on: bool) -> int:
+    """Print the logs of one service (of the orchestrator, if None); keep on printing if asked to.
+
+    Raises:
+        UserError: the run has no such service.
+    """
+    tracker = tracker_of(run)
+    if service is None:
+        paths = [run.orchestrator_log]
+    elif service in tracker:
+        job_id = tracker[service].job_id
+        paths = [run.log(service, job_id, stream) for stream in STREAMS]
+    else:
+        raise UserError(
+            f"the run has no job '{service}'.\nIts jobs: {', '.join(job.name for job in tracker.jobs) or 'none'}."
+        )
+
+    def is_over() -> bool:
+        return not follow_on or _has_ended(run, tracker, service)
+
+    try:
+        for text in follow(lambda: paths, is_over):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 130
+    return 0
+
+
+def stop(run: RunDir, as_json: bool) -> int:
+    """End every job of a run that still lives."""
+    names = stop_run(run)
+    if as_json:
+        _print_json({"run_dir": str(run.root), "stopped": names})
+    else:
+        print(f"Stopped: {', '.join(names)}." if names else "No job of this run was alive.")  # noqa: T201
+    return 0
+
+
+def show_report(run: RunDir, as_json: bool) -> int:
+    """Write the report of a finished run anew; print its path and the main figures.
+
+    Raises:
+        RunNotFoundError: the run has no summary yet.
+    """
+    summary = read_json(run.summary)
+    if not isinstance(summary, dict):
+        raise RunNotFoundError(f"{run.root.name} has not ended yet: there is no summary.\nLook with `orch.py status`.")
+    path = write_report(run)
+    if as_json:
+        _print_json({**summary, "report": str(path)})
+    else:
+        print("\n".join([*headline(summary), f"Report: {path}"]))  # noqa: T201
+    return 0
+
+
+def _has_ended(run: RunDir, tracker: JobTracker, service: str | None) -> bool:
+    if service is None:
+        return run_state(run).state != "running"
+    tracker.poll()
+    return tracker[service].state.is_final
+
+
+def _url(run: RunDir, service: str) -> str | None:
+    record = read_json(run.endpoint(service))
+    return record.get("url") if isinstance(record, dict) else None
+
+
+def _state_text(state: RunState) -> str:
+    return f"{state.state}, services kept" if state.kept else state.state
+
+
+def _took(state: RunState) -> str:
+    if state.started_at is None:
+        return "not started"
+    if state.finished_at is None and state.state != "running":
+        return "-"
+    return elapsed((state.finished_at or time.time()) - state.started_at)
+
+
+def _state_json(state: RunState) -> dict[str, Any]:
+    return {
+        "run_dir": str(state.run.root),
+        "name": state.name,
+        "scheduler": state.scheduler,
+        "state": state.state,
+        "started_at": state.started_at,
+        "finished_at": state.finished_at,
+        "kept": state.kept,
+    }
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))  # noqa: T201

@@ -1,0 +1,141 @@
+"""Every error that orch raises on purpose, as one tree.
+
+A message says where, what was wrong, what is allowed and what to do. ``exit_code`` is what the process ends with:
+2 when the user can mend the input, 1 when a run failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class OrchError(Exception):
+    """Root of all expected errors; shown without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(OrchError):
+    """Something in the user's input; nothing was started."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a document.
+
+    Attributes:
+        where: Dotted path inside the document, empty for the document as a whole.
+        what: What was wrong, with the offending value.
+        allowed: What is allowed, or an empty string.
+        remedy: What to do, or an empty string.
+    """
+
+    where: str
+    what: str
+    allowed: str = ""
+    remedy: str = ""
+
+    def render(self) -> str:
+        """Return the problem as one or two lines of text."""
+        first = f"{self.where}: {self.what}" if self.where else self.what
+        tail = " ".join(part for part in (f"Allowed: {self.allowed}." if self.allowed else "", self.remedy) if part)
+        return f"{first}\n    {tail}" if tail else first
+
+
+class DocumentError(UserError):
+    """A recipe or site file that cannot be used; carries every problem found."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        lines = [f"{source}: {count} problem{'s' if count != 1 else ''}"]
+        lines += [f"  {problem.render()}" for problem in self.problems]
+        super().__init__("\n".join(lines))
+
+
+class RecipeError(DocumentError):
+    """The recipe cannot be used."""
+
+
+class SiteError(DocumentError):
+    """The site file cannot be used."""
+
+
+class UnsupportedFieldError(UserError):
+    """A recipe field that the chosen scheduler or engine cannot honour."""
+
+    def __init__(self, field: str, by: str, why: str, remedy: str) -> None:
+        self.field, self.by = field, by
+        super().__init__(f"{field}: not supported by {by}: {why}\n{remedy}")
+
+
+class ModelNotFoundError(UserError):
+    """The model that the recipe names does not exist or cannot be reached."""
+
+
+class ProgramMissingError(UserError):
+    """A program or package that a job needs is not installed where it was looked for."""
+
+
+class RunNotFoundError(UserError):
+    """The named run is not in the output folder."""
+
+
+class RenderError(OrchError):
+    """A template could not be rendered, or a value cannot be put into a script safely."""
+
+
+class StorageError(OrchError):
+    """A file of the run could not be written (no space, quota, permissions)."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.path = path
+        super().__init__(
+            f"cannot write {path}: {error.strerror or error}\n"
+            "Free some space or quota there, or put the run elsewhere with --output-dir."
+        )
+
+
+class CommandError(OrchError):
+    """A command failed; carries what is needed to repeat it by hand."""
+
+    def __init__(self, argv: Sequence[str], returncode: int | None, stderr: str, what: str) -> None:
+        self.argv, self.returncode, self.stderr = tuple(argv), returncode, stderr
+        end = stderr.strip()[-2000:]
+        code = "no answer in time" if returncode is None else f"exit code {returncode}"
+        super().__init__(f"{what} ({code}): {' '.join(argv)}\n{end}".rstrip())
+
+
+class SubmitError(CommandError):
+    """The scheduler refused a job."""
+
+
+class JobFailedError(OrchError):
+    """A job of the run ended when it should have lived.
+
+    Attributes:
+        job: Name of the job in the plan.
+        log_tail: Last lines of what it said.
+    """
+
+    def __init__(self, job: str, why: str, log_tail: str = "") -> None:
+        self.job, self.log_tail = job, log_tail
+        text = f"job '{job}' {why}"
+        super().__init__(f"{text}\nIts last words:\n{log_tail}" if log_tail else text)
+
+
+class NotReadyError(OrchError):
+    """A service did not become ready within its time."""
+
+
+class StageError(OrchError):
+    """A stage (benchmark, hpo) could not do its work."""
+
+
+class ServiceAnswerError(OrchError):
+    """A service of the run gave an answer that cannot be used."""

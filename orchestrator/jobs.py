@@ -1,0 +1,257 @@
+"""The jobs of one run: submitted once each, watched together, cancelled by id."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from orchestrator.errors import CommandError, JobFailedError, SubmitError
+from orchestrator.ledger import Ledger
+from orchestrator.logs import last_words
+from orchestrator.plan import PlannedJob
+from orchestrator.records import StatusRecord, read_heartbeat, read_status
+from orchestrator.recipe.infrastructure import Polling
+from orchestrator.rundir import RunDir
+from orchestrator.schedulers import JobState, Scheduler, Seen, Submission
+from orchestrator.transport import Answer, LocalTransport
+from orchestrator.truth import Evidence, judge
+
+LOOKUP_WAITS_S = (0.5, 2.0, 5.0, 10.0)
+
+
+@dataclass
+class TrackedJob:
+    """One submitted job and the last that is known of it."""
+
+    planned: PlannedJob
+    job_id: str
+    submitted_at: float
+    state: JobState = JobState.PENDING
+    why: str | None = None
+    node: str | None = None
+    record: StatusRecord | None = None
+    cancelled: bool = False
+    seen: Seen | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.planned.name
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is a healthy service right now."""
+        return self.state == JobState.RUNNING and self.record is not None and self.record.state == "ready"
+
+    @property
+    def phase(self) -> str:
+        """Return the state for people: the supervisor's word where it says more than the scheduler's."""
+        if self.state == JobState.RUNNING and self.record is not None:
+            return self.record.state
+        return self.state.value.lower()
+
+
+class JobTracker:
+    """Submits, polls and cancels the jobs of one run.
+
+    The intent to submit is in the ledger before the scheduler hears of it, and the token is the job's name: an answer that
+    was lost is looked up, never repeated blindly.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        ledger: Ledger,
+        scheduler: Scheduler,
+        transport: LocalTransport,
+        polling: Polling,
+        uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Start with no jobs.
+
+        Args:
+            run: The run's paths.
+            ledger: Gets intents, submissions and states.
+            scheduler: The backend.
+            transport: Runs the backend's commands.
+            polling: How often to look.
+            uninterrupted: Holds signals back while a job is being submitted.
+        """
+        self._uninterrupted = uninterrupted
+        self._run, self._ledger, self._scheduler, self._transport = run, ledger, scheduler, transport
+        self._polling = polling
+        self._jobs: dict[str, TrackedJob] = {}
+        self._intended: dict[str, PlannedJob] = {}
+        self._next_query = 0.0
+        self._scheduler_answered = True
+
+    @property
+    def jobs(self) -> tuple[TrackedJob, ...]:
+        """All submitted jobs, in the order of submission."""
+        return tuple(self._jobs.values())
+
+    def __getitem__(self, name: str) -> TrackedJob:
+        return self._jobs[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._jobs
+
+    def submit(self, planned: PlannedJob) -> TrackedJob:
+        """Submit ``planned``, whose script is already written, and return it tracked.
+
+        Raises:
+            SubmitError: the scheduler refused it; carries the scheduler's own words.
+            StorageError: the intent could not be recorded, so nothing was submitted.
+        """
+        with self._uninterrupted():
+            return self._submit(planned)
+
+    def _submit(self, planned: PlannedJob) -> TrackedJob:
+        self._ledger.append("job_intent", token=planned.token, planned=planned.as_json(self._scheduler.kind))
+        self._intended[planned.token] = planned
+        submission = Submission(planned.token, planned.script, planned.batch_log, planned.resources.cpus)
+        answer = self._transport.run(self._scheduler.submit_argv(submission), self._scheduler.command_timeout_s)
+        try:
+            job_id = self._scheduler.parse_submit(answer)
+        except SubmitError:
+            found = self._look_up(planned.token) if self._scheduler.is_ambiguous(answer) else None
+            if found is None:
+                self._intended.pop(planned.token)
+                self._ledger.append("job_refused", job=planned.name, token=planned.token, stderr=answer.stderr[-2000:])
+                raise
+            job_id = found
+        tracked = TrackedJob(planned, job_id, time.time())
+        self._jobs[planned.name] = tracked
+        self._intended.pop(planned.token)
+        self._ledger.append("job_submitted", job=planned.name, token=planned.token, job_id=job_id)
+        # A poll must not trust an answer that is older than the submission.
+        self._next_query = 0.0
+        return tracked
+
+    def _look_up(self, token: str) -> str | None:
+        """Return the id of the job named ``token`` after an ambiguous submission, or None if there is none."""
+        for wait_s in LOOKUP_WAITS_S:
+            time.sleep(wait_s)
+            seen = self._query()
+            for item in (seen or {}).values():
+                if item.name == token:
+                    return item.job_id
+        return None
+
+    def _query(self) -> dict[str, Seen] | None:
+        answer = self._transport.run(self._scheduler.status_argv(), self._scheduler.command_timeout_s)
+        return self._scheduler.parse_status(answer)
+
+    def poll(self) -> None:
+        """Look at the records of all jobs that have not ended, and at the scheduler when that is due."""
+        open_jobs = [job for job in self._jobs.values() if not job.state.is_final]
+        if not open_jobs:
+            return
+        if time.monotonic() >= self._next_query:
+            seen = self._query()
+            self._next_query = time.monotonic() + self._polling.scheduler_s
+            self._scheduler_answered = seen is not None
+            if seen is not None:
+                for job in open_jobs:
+                    job.seen = seen.get(job.job_id)
+        for job in open_jobs:
+            self._update(job)
+
+    def _update(self, job: TrackedJob) -> None:
+        token = job.planned.token
+        if job.record is None or not job.record.is_finished:
+            job.record = read_status(self._run, token) or job.record
+        if job.seen is None and self._next_query == 0.0:
+            return
+        verdict = judge(
+            Evidence(
+                now=time.time(),
+                submitted_at=job.submitted_at,
+                record=job.record,
+                heartbeat_at=read_heartbeat(self._run, token),
+                seen=job.seen,
+                scheduler_answered=self._scheduler_answered,
+                is_absence_final=self._scheduler.is_absence_final,
+                cancelled=job.cancelled,
+            )
+        )
+        if verdict.state.is_final and (job.record is None or not job.record.is_finished):
+            # The sentinel may have been written between the two looks.
+            job.record = read_status(self._run, token) or job.record
+            if job.record is not None and job.record.is_finished:
+                self._update(job)
+                return
+        node = job.record.host if job.record else (job.seen.node if job.seen else None)
+        if (verdict.state, node) != (job.state, job.node) or (verdict.state.is_final and job.why != verdict.why):
+            self._ledger.append(
+                "job_state", job=job.name, job_id=job.job_id, state=verdict.state, node=node, why=verdict.why
+            )
+        job.state, job.why, job.node = verdict.state, verdict.why, node
+
+    def raise_if_dead(self, jobs: Iterable[TrackedJob] | None = None) -> None:
+        """Raise for the first essential service that has ended.
+
+        Raises:
+            JobFailedError: with the last lines of its log.
+        """
+        for job in self.jobs if jobs is None else jobs:
+            if job.planned.kind == "service" and job.planned.is_essential and job.state.is_final and not job.cancelled:
+                raise self.failure(job)
+
+    def failure(self, job: TrackedJob) -> JobFailedError:
+        """Return the error that tells of a job's end."""
+        why = f"ended: {job.state}" + (f": {job.why}" if job.why else "")
+        return JobFailedError(job.name, why, last_words(self._run, job.name, job.job_id))
+
+    def cancel(self, jobs: Iterable[TrackedJob]) -> None:
+        """Ask the scheduler to end ``jobs``, by id.
+
+        Raises:
+            CommandError: the scheduler did not take the request.
+        """
+        chosen = [job for job in jobs if not job.state.is_final]
+        if not chosen:
+            return
+        for job in chosen:
+            job.cancelled = True
+        ids = [job.job_id for job in chosen]
+        self._ledger.append("cancel", job_ids=ids)
+        argv = self._scheduler.cancel_argv(ids)
+        answer: Answer = self._transport.run(argv, self._scheduler.command_timeout_s)
+        self._next_query = 0.0
+        if answer.returncode != 0:
+            raise CommandError(argv, answer.returncode, answer.stderr, "the scheduler did not cancel the jobs")
+
+    def adopt(self, planned: PlannedJob, job_id: str, submitted_at: float) -> TrackedJob:
+        """Track a job that was submitted earlier, by this or another orchestrator."""
+        tracked = self._jobs[planned.name] = TrackedJob(planned, job_id, submitted_at)
+        return tracked
+
+    def intend(self, planned: PlannedJob) -> None:
+        """Remember an intent whose answer was never recorded; adopt_intended looks it up."""
+        self._intended[planned.token] = planned
+
+    def adopt_intended(self) -> None:
+        """Find jobs whose submission was cut off before its answer came, so that they can be cancelled too."""
+        for token, planned in list(self._intended.items()):
+            seen = self._query() or {}
+            for item in seen.values():
+                if item.name == token and not item.state.is_final:
+                    self._jobs[planned.name] = TrackedJob(planned, item.job_id, time.time(), seen=item)
+                    self._ledger.append(
+                        "job_submitted", job=planned.name, token=token, job_id=item.job_id, adopted=True
+                    )
+            self._intended.pop(token)
+
+    def wait_for_end(self, timeout_s: float, tell: Callable[[], None] | None = None) -> list[TrackedJob]:
+        """Poll until every job has ended; return those that have not within ``timeout_s`` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.poll()
+            if tell:
+                tell()
+            left = [job for job in self._jobs.values() if not job.state.is_final]
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(min(self._polling.records_s, 0.5))

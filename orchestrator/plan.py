@@ -1,0 +1,269 @@
+"""Drafts to scripts, and the plan as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.atomic import write_json, write_text
+from orchestrator.errors import UserError
+from orchestrator.recipe.base import time_limit_s
+from orchestrator.recipe.infrastructure import RoleResources
+from orchestrator.render import render
+from orchestrator.rundir import RunDir
+from orchestrator.schedulers import Scheduler
+from orchestrator.service import JobDraft, PlanContext, Sidecar, Target
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One job, ready to be submitted.
+
+    Attributes:
+        name: Unique in the run.
+        token: Its name in the scheduler; see docs/run-directory.md.
+        script_text: The batch script, byte for byte.
+        config_text: The supervisor's configuration, byte for byte.
+    """
+
+    name: str
+    role: str
+    kind: Literal["service", "task"]
+    token: str
+    script: Path
+    script_text: str
+    config: Path
+    config_text: str
+    batch_log: Path
+    resources: RoleResources
+    startup_timeout_s: float
+    is_essential: bool
+
+    @property
+    def sha256(self) -> str:
+        """Hash of script and configuration together."""
+        return hashlib.sha256((self.script_text + "\0" + self.config_text).encode()).hexdigest()
+
+    def write(self) -> None:
+        """Put script and configuration into the run directory.
+
+        Raises:
+            StorageError: they could not be written.
+        """
+        write_text(self.config, self.config_text)
+        write_text(self.script, self.script_text)
+
+    def as_json(self, scheduler: str) -> dict[str, Any]:
+        """Return the job as it stands in plan.json."""
+        return {
+            "name": self.name,
+            "role": self.role,
+            "kind": self.kind,
+            "scheduler": scheduler,
+            "token": self.token,
+            "script": str(self.script),
+            "config": str(self.config),
+            "sha256": self.sha256,
+            "is_essential": self.is_essential,
+            "startup_timeout_s": self.startup_timeout_s,
+            "resources": self.resources.model_dump(mode="json", exclude_none=True),
+        }
+
+    @classmethod
+    def from_json(cls, run: RunDir, data: dict[str, Any]) -> PlannedJob:
+        """Return the job that as_json described, with its script and configuration read from the run directory.
+
+        Raises:
+            KeyError: a field is missing.
+            OSError: a file is missing.
+        """
+        script, config = Path(data["script"]), Path(data["config"])
+        return cls(
+            name=data["name"],
+            role=data["role"],
+            kind=data["kind"],
+            token=data["token"],
+            script=script,
+            script_text=script.read_text(encoding="utf-8"),
+            config=config,
+            config_text=config.read_text(encoding="utf-8"),
+            batch_log=run.log(data["name"], "%j", "batch"),
+            resources=RoleResources.model_validate(data["resources"]),
+            startup_timeout_s=data["startup_timeout_s"],
+            is_essential=data["is_essential"],
+        )
+
+
+def job_token(run_id: str, name: str) -> str:
+    """Return the token of one job: its name in the scheduler, unique to the run."""
+    return f"orch-{run_id}-{name}"
+
+
+def plan_job(draft: JobDraft, context: PlanContext, scheduler: Scheduler, run_id: str) -> PlannedJob:
+    """Return the job of ``draft`` with its script and its supervisor's configuration.
+
+    Raises:
+        RenderError: a value cannot be put into the script safely.
+    """
+    run, job = context.run, context.recipe.job
+    token = job_token(run_id, draft.name)
+    batch_log = run.log(draft.name, "%j", "batch")
+    script_text = render(
+        scheduler.template,
+        {
+            "job": {
+                "name": draft.name,
+                "token": token,
+                "log_dir": run.logs,
+                "run_dir": run.root,
+                "body": draft.body,
+                "experiment": job.name,
+            },
+            "resources": draft.resources,
+            "environment": job.environment,
+            "supervisor": {
+                "python": job.environment.supervisor_python,
+                "program": run.supervisor,
+                "config": run.supervisor_config(draft.name),
+            },
+            "service": draft.context,
+        },
+    )
+    config = _supervisor_config(draft, context, scheduler, run_id, token)
+    return PlannedJob(
+        name=draft.name,
+        role=draft.role,
+        kind=draft.kind,
+        token=token,
+        script=run.script(draft.name),
+        script_text=script_text,
+        config=run.supervisor_config(draft.name),
+        config_text=json.dumps(config, indent=2) + "\n",
+        batch_log=batch_log,
+        resources=draft.resources,
+        startup_timeout_s=draft.startup_timeout_s,
+        is_essential=draft.is_essential,
+    )
+
+
+def _supervisor_config(
+    draft: JobDraft, context: PlanContext, scheduler: Scheduler, run_id: str, token: str
+) -> dict[str, Any]:
+    mem_gb = draft.resources.mem_gb
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "run_dir": str(context.run.root),
+        "token": token,
+        "service": draft.name,
+        "kind": draft.kind,
+        "bind": context.bind,
+        "advertise": None,
+        "port": draft.port,
+        "port_attempts": 5,
+        "health": [asdict(check) for check in draft.health],
+        "health_interval_s": 0.5,
+        "startup_timeout_s": draft.startup_timeout_s,
+        "env": dict(draft.env),
+        "secret_env": {name: str(path) for name, path in draft.secret_env.items()},
+        "auth_token_file": str(draft.auth_token_file) if draft.auth_token_file else None,
+        "endpoint": dict(draft.endpoint),
+        "targets": [_target(target) for target in draft.targets],
+        "sidecars": [_sidecar(sidecar) for sidecar in draft.sidecars],
+        # Slurm enforces memory by itself; on local the supervisor does.
+        "mem_limit_mib": int(mem_gb * 1024) if mem_gb and scheduler.supervisor_limits_memory else None,
+        "heartbeat_s": 3.0,
+        "lease_check_s": 15.0,
+        "stop_grace_s": 20.0,
+    }
+
+
+def _target(target: Target) -> dict[str, Any]:
+    return {"kind": target.kind, "port": "@PORT@", "labels": dict(target.labels)}
+
+
+def _sidecar(sidecar: Sidecar) -> dict[str, Any]:
+    return {
+        "name": sidecar.name,
+        "argv": list(sidecar.argv),
+        "health": [asdict(check) for check in sidecar.health],
+        "targets": [_target(target) for target in sidecar.targets],
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All jobs that are known before the run starts, and what a trial's job looks like.
+
+    Attributes:
+        run_id: The run's id.
+        run: The run's paths.
+        scheduler: Name of the scheduler.
+        jobs: In the order of submission.
+        notes: What was found, chosen, left out or does not apply, in words.
+    """
+
+    run_id: str
+    run: RunDir
+    scheduler: str
+    jobs: tuple[PlannedJob, ...]
+    trials: int
+    trial: PlannedJob | None
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the plan as it stands in plan.json and as ``--dry-run --json`` prints it."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.run_id,
+            "run_dir": str(self.run.root),
+            "scheduler": self.scheduler,
+            "jobs": [job.as_json(self.scheduler) for job in self.jobs],
+            "trials": {
+                "count": self.trials,
+                "job": self.trial.as_json(self.scheduler) if self.trial else None,
+            },
+            "gpu_hours": self.gpu_hours(),
+            "notes": list(self.notes),
+        }
+
+    def gpu_hours(self) -> float | None:
+        """Return the GPU-hours that the plan can use at most, or None where a GPU job has no time limit."""
+        total = 0.0
+        for job, count in [
+            *((job, 1) for job in self.jobs),
+            *([(self.trial, self.trials)] if self.trial else []),
+        ]:
+            gpus = (job.resources.gpus or 0) * (job.resources.nodes or 1)
+            if gpus and job.resources.time is None:
+                return None
+            total += count * gpus * time_limit_s(job.resources.time or "0") / 3600
+        return round(total, 2)
+
+    def write(self) -> None:
+        """Write plan.json and all scripts.
+
+        Raises:
+            StorageError: they could not be written.
+        """
+        for job in (*self.jobs, *([self.trial] if self.trial else [])):
+            job.write()
+        write_json(self.run.plan, self.as_json())
+
+
+def check_names(jobs: Sequence[PlannedJob]) -> None:
+    """Refuse a plan in which two jobs have one name.
+
+    Raises:
+        UserError: two jobs have one name.
+    """
+    names = [job.name for job in jobs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two jobs of the plan have the name {', '.join(twice)}")

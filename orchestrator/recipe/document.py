@@ -1,0 +1,53 @@
+"""The recipe as a whole."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from orchestrator.recipe.base import StrictModel
+from orchestrator.recipe.engines import Engine
+from orchestrator.recipe.hpo import Hpo
+from orchestrator.recipe.infrastructure import (
+    Environment,
+    Infrastructure,
+    Network,
+    Polling,
+    Resources,
+    WorkingDirs,
+)
+from orchestrator.recipe.sections import Benchmark, Monitoring, MonitoringSection, SchedulerSpec, Service
+
+JobName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Job(StrictModel):
+    """Everything that one run does."""
+
+    name: JobName
+    infrastructure: Infrastructure = Infrastructure()
+    service: Service = Service()
+    scheduler: SchedulerSpec | None = None
+    """If not given: sbatch on PATH means slurm, otherwise local; the plan says which and why."""
+    engine: Engine | None = None
+    """If not given: a Hugging Face id, a directory or package:NAME means vllm, a bare tag ollama."""
+    environment: Environment = Environment()
+    resources: Resources = Resources()
+    monitoring: MonitoringSection = Monitoring()
+    benchmark: Benchmark = Benchmark()
+    hpo: Hpo | None = None
+    network: Network = Network()
+    polling: Polling = Polling()
+    working_dirs: WorkingDirs = WorkingDirs()
+
+
+class Recipe(StrictModel):
+    """One recipe."""
+
+    model_config = ConfigDict(title="orch recipe", json_schema_extra={"additionalProperties": False})
+
+    schema_uri: Annotated[str | None, Field(alias="$schema")] = None
+    job: Job
+    provenance: dict[str, Any] | None = None
+    """Written into resolved recipes: versions and hashes of the run that resolved it. Not read."""

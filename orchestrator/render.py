@@ -1,0 +1,96 @@
+"""Templates to scripts: strict, and safe for whatever a recipe holds."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+
+from orchestrator.errors import RenderError
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+
+
+def quote_word(value: object) -> str:
+    """Return ``value`` as one complete word of a POSIX shell, quoted only where it needs to be.
+
+    Raises:
+        RenderError: it holds a NUL, which no shell word can.
+    """
+    text = _text(value)
+    if "\0" in text:
+        raise RenderError(f"a NUL cannot stand in a script: {text!r}")
+    return shlex.quote(text)
+
+
+def directive_value(value: object) -> str:
+    """Return ``value`` for a batch directive, in double quotes where it needs them.
+
+    Shell quoting does not hold in a directive: a line break would end it and the rest would be executed.
+
+    Raises:
+        RenderError: it holds a control character, a quote or a backslash, which no scheduler reads back the same.
+    """
+    text = _text(value)
+    if _CONTROL.search(text):
+        raise RenderError(f"control characters cannot stand in a batch directive: {text!r}")
+    if '"' in text or "\\" in text or "'" in text:
+        raise RenderError(f"quotes and backslashes cannot stand in a batch directive: {text!r}")
+    return f'"{text}"' if re.search(r"[\s#]", text) else text
+
+
+def directive_line(value: object) -> str:
+    """Return a whole extra directive as the user wrote it.
+
+    Raises:
+        RenderError: it holds a control character.
+    """
+    text = _text(value)
+    if _CONTROL.search(text):
+        raise RenderError(f"control characters cannot stand in a batch directive: {text!r}")
+    return text
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool) or value is None or not isinstance(value, (str, int, float, Path)):
+        raise RenderError(f"{value!r} is no text, number or path: the template must decide how to write it")
+    return format(value, "g") if isinstance(value, float) else str(value)
+
+
+@lru_cache(maxsize=4)
+def template_environment(folder: Path) -> Environment:
+    """Return the Jinja environment of the templates below ``folder``.
+
+    Comments are ``{## ##}``, since Jinja's own delimiter begins bash's ``${#name}``.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        comment_start_string="{##",
+        comment_end_string="##}",
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+    )
+    environment.filters["sh"] = quote_word
+    environment.filters["directive"] = directive_value
+    environment.filters["directive_line"] = directive_line
+    return environment
+
+
+def render(template: str, context: dict[str, Any], folder: Path = TEMPLATES) -> str:
+    """Return ``template`` rendered with ``context``.
+
+    Raises:
+        RenderError: the template is missing or wrong, names something undefined, or a value is not safe where it stands.
+    """
+    try:
+        return template_environment(folder).get_template(template).render(context)
+    except TemplateError as error:
+        raise RenderError(f"templates/{template}: {error}") from error

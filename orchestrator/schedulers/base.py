@@ -1,0 +1,166 @@
+"""What every scheduler backend is: pure functions from jobs to argv and from text to states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.recipe.infrastructure import RoleResources
+from orchestrator.transport import Answer
+
+
+class JobState(StrEnum):
+    """State of one job."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"
+    REQUEUED = "REQUEUED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    PREEMPTED = "PREEMPTED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    NODE_FAIL = "NODE_FAIL"
+    LOST = "LOST"
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a job in this state will never run again by itself."""
+        return self in _FINAL
+
+
+_FINAL = frozenset(
+    {
+        JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.TIMEOUT, JobState.PREEMPTED,
+        JobState.OUT_OF_MEMORY, JobState.NODE_FAIL, JobState.LOST,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the scheduler says of one job.
+
+    Attributes:
+        job_id: The scheduler's id.
+        name: The job's name, which is its token.
+        state: The scheduler's state in our terms.
+        node: Node or node list, or None before it has one.
+        reason: The scheduler's words on why it waits or ended, or None.
+    """
+
+    job_id: str
+    name: str
+    state: JobState
+    node: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a backend needs to submit one job.
+
+    Attributes:
+        token: The job's name.
+        script: The batch script.
+        batch_log: Where the batch system's own words go; ``%j`` stands for the job id where the backend knows it.
+        cpus: CPU cores of the task, or None for no limit.
+    """
+
+    token: str
+    script: Path
+    batch_log: Path
+    cpus: int | None
+
+
+@dataclass(frozen=True)
+class PartitionFacts:
+    """What the scheduler or the site file says of one partition (of the machine, on local).
+
+    Attributes:
+        gpus_per_node: GPUs of a node; 0 for none.
+        source: Who said so.
+    """
+
+    gpus_per_node: int
+    source: str
+
+
+class Scheduler(Protocol):
+    """One batch system. Pure: it never runs anything itself."""
+
+    kind: str
+    """Name in recipes."""
+    template: str
+    """The skeleton under templates/ that its scripts are rendered with."""
+    command_timeout_s: float
+    is_absence_final: bool
+    """Whether a job that is missing from the status answer has surely ended."""
+    supervisor_limits_memory: bool
+    """Whether the supervisor has to enforce mem_gb because the scheduler does not."""
+    default_bind: str
+    """Address that services listen on where neither recipe nor site says."""
+
+    def submit_argv(self, submission: Submission) -> list[str]:
+        """Return the command that submits one job."""
+        ...
+
+    def parse_submit(self, answer: Answer) -> str:
+        """Return the job id of a successful submission.
+
+        Raises:
+            SubmitError: the answer holds none.
+        """
+        ...
+
+    def is_ambiguous(self, answer: Answer) -> bool:
+        """Return whether a failed submission may have reached the scheduler all the same."""
+        ...
+
+    def status_argv(self) -> list[str]:
+        """Return the one command that tells of all of the user's jobs."""
+        ...
+
+    def parse_status(self, answer: Answer) -> dict[str, Seen] | None:
+        """Return what is seen, by job id; None if the scheduler did not answer properly."""
+        ...
+
+    def cancel_argv(self, job_ids: Sequence[str]) -> list[str]:
+        """Return the command that cancels the given jobs."""
+        ...
+
+    def partitions_argv(self) -> list[str]:
+        """Return the command that tells what partitions there are."""
+        ...
+
+    def parse_partitions(self, answer: Answer) -> Mapping[str, PartitionFacts]:
+        """Return facts by partition name; empty if the scheduler did not answer properly."""
+        ...
+
+    def resources(
+        self,
+        role: str,
+        wanted: RoleResources,
+        default_cpus: int | None,
+        facts: Mapping[str, PartitionFacts],
+        notes: list[str],
+    ) -> RoleResources:
+        """Return ``wanted`` with this scheduler's defaults; add to ``notes`` what does not apply here.
+
+        Args:
+            role: server, client, monitoring or trial.
+            wanted: What recipe and site ask for.
+            default_cpus: CPU cores where a scheduler must reserve some and nobody asked; None for its own default.
+            facts: What is known of partitions.
+            notes: Gets what does not apply here.
+
+        Raises:
+            UnsupportedFieldError: a field cannot be honoured and must not be dropped.
+        """
+        ...

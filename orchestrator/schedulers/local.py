@@ -1,0 +1,119 @@
+"""This machine as a scheduler; its batch system is the program local_jobs.py beside this file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.errors import SubmitError, UnsupportedFieldError
+from orchestrator.recipe.infrastructure import RoleResources
+from orchestrator.schedulers.base import JobState, PartitionFacts, Seen, Submission
+from orchestrator.transport import Answer
+
+# Source: local_jobs.py, command "status".
+STATES: Mapping[str, JobState] = {
+    "RUNNING": JobState.RUNNING,
+    "ENDED": JobState.FAILED,
+    "ORPHANED": JobState.FAILED,
+    "CANCELLED": JobState.CANCELLED,
+}
+MACHINE = "this machine"
+_PLACEMENT = ("partition", "account", "qos", "time", "gpu_type")
+
+
+class LocalScheduler:
+    """Process groups of this machine that outlive the orchestrator."""
+
+    kind = "local"
+    template = "schedulers/local.j2"
+    command_timeout_s = 60.0
+    is_absence_final = True
+    supervisor_limits_memory = True
+    default_bind = "127.0.0.1"
+
+    def __init__(self) -> None:
+        self._program = [sys.executable, str(Path(__file__).with_name("local_jobs.py"))]
+
+    def submit_argv(self, submission: Submission) -> list[str]:
+        cpus = ["--cpus", str(submission.cpus)] if submission.cpus else []
+        argv = ["submit", "--name", submission.token, "--stdout", str(submission.batch_log), *cpus]
+        return [*self._program, *argv, str(submission.script)]
+
+    def parse_submit(self, answer: Answer) -> str:
+        job_id = answer.stdout.strip()
+        if answer.returncode != 0 or not job_id:
+            raise SubmitError(answer.argv, answer.returncode, answer.stderr, "the job could not be started")
+        return job_id
+
+    def is_ambiguous(self, answer: Answer) -> bool:
+        return answer.returncode is None
+
+    def status_argv(self) -> list[str]:
+        return [*self._program, "status"]
+
+    def parse_status(self, answer: Answer) -> dict[str, Seen] | None:
+        if answer.returncode != 0:
+            return None
+        seen = {}
+        try:
+            for line in answer.stdout.splitlines():
+                job = json.loads(line)
+                state = STATES.get(job["state"], JobState.UNKNOWN)
+                seen[job["id"]] = Seen(job["id"], job["name"], state, job.get("host"))
+        except (ValueError, KeyError, TypeError):
+            return None
+        return seen
+
+    def cancel_argv(self, job_ids: Sequence[str]) -> list[str]:
+        return [*self._program, "cancel", *job_ids]
+
+    def partitions_argv(self) -> list[str]:
+        return ["nvidia-smi", "--list-gpus"]
+
+    def parse_partitions(self, answer: Answer) -> dict[str, PartitionFacts]:
+        gpus = sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if answer.returncode == 0 else 0
+        return {MACHINE: PartitionFacts(gpus, "nvidia-smi")}
+
+    def resources(
+        self,
+        role: str,
+        wanted: RoleResources,
+        default_cpus: int | None,
+        facts: Mapping[str, PartitionFacts],
+        notes: list[str],
+    ) -> RoleResources:
+        gpus_here = facts[MACHINE].gpus_per_node if MACHINE in facts else 0
+        cpus_here, mem_here_gb = len(os.sched_getaffinity(0)), machine_mem_gb()
+        placed = [name for name in _PLACEMENT if getattr(wanted, name) is not None]
+        if placed or wanted.directives:
+            names = ", ".join([*placed, *(["directives"] if wanted.directives else [])])
+            notes.append(f"{role}: not applicable on local: {names}")
+        _refuse(role, "nodes", wanted.nodes, 1)
+        _refuse(role, "cpus", wanted.cpus, cpus_here)
+        _refuse(role, "mem_gb", wanted.mem_gb, mem_here_gb)
+        _refuse(role, "gpus", wanted.gpus, gpus_here)
+        default_gpus = min(1, gpus_here) if role in {"server", "trial"} else 0
+        return RoleResources(
+            nodes=1,
+            cpus=wanted.cpus,
+            mem_gb=wanted.mem_gb,
+            gpus=default_gpus if wanted.gpus is None else wanted.gpus,
+        )
+
+
+def machine_mem_gb() -> float:
+    """Return this machine's memory in GB (10^9 bytes), one decimal."""
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+
+
+def _refuse(role: str, field: str, wanted: float | None, here: float) -> None:
+    if wanted is not None and wanted > here:
+        raise UnsupportedFieldError(
+            f"{field} = {wanted:g} for the {role} job",
+            "scheduler 'local'",
+            f"{MACHINE} has {here:g}.",
+            f"Lower it, or choose a cluster with job.scheduler.kind. Allowed: 0-{here:g}.",
+        )

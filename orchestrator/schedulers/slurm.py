@@ -1,0 +1,144 @@
+"""Slurm: sbatch, squeue, scancel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from orchestrator.errors import SubmitError
+from orchestrator.recipe.infrastructure import RoleResources
+from orchestrator.recipe.sections import SlurmSchedulerSpec
+from orchestrator.schedulers.base import JobState, PartitionFacts, Seen, Submission
+from orchestrator.transport import Answer
+
+# Source: squeue(1), "JOB STATE CODES".
+STATES: Mapping[str, JobState] = {
+    "PENDING": JobState.PENDING,
+    "CONFIGURING": JobState.PENDING,
+    "RUNNING": JobState.RUNNING,
+    "COMPLETING": JobState.RUNNING,
+    "STAGE_OUT": JobState.RUNNING,
+    "SIGNALING": JobState.RUNNING,
+    "RESIZING": JobState.RUNNING,
+    "SUSPENDED": JobState.SUSPENDED,
+    "STOPPED": JobState.SUSPENDED,
+    "REQUEUED": JobState.REQUEUED,
+    "REQUEUE_FED": JobState.REQUEUED,
+    "REQUEUE_HOLD": JobState.REQUEUED,
+    "SPECIAL_EXIT": JobState.REQUEUED,
+    "RESV_DEL_HOLD": JobState.PENDING,
+    "COMPLETED": JobState.COMPLETED,
+    "FAILED": JobState.FAILED,
+    "BOOT_FAIL": JobState.NODE_FAIL,
+    "NODE_FAIL": JobState.NODE_FAIL,
+    "CANCELLED": JobState.CANCELLED,
+    "REVOKED": JobState.CANCELLED,
+    "TIMEOUT": JobState.TIMEOUT,
+    "DEADLINE": JobState.TIMEOUT,
+    "PREEMPTED": JobState.PREEMPTED,
+    "OUT_OF_MEMORY": JobState.OUT_OF_MEMORY,
+}
+
+_AMBIGUOUS = re.compile(r"timed out|unable to contact|communication|connection|temporarily|try again", re.IGNORECASE)
+_GPU_COUNT = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
+_ROLE_DEFAULTS: Mapping[str, RoleResources] = {
+    # The reference's server block: partition gpu, one node, 64 GB.
+    "server": RoleResources(partition="gpu", nodes=1, cpus=8, mem_gb=64),
+    "client": RoleResources(partition="cpu", nodes=1, cpus=2, mem_gb=8, gpus=0),
+    "monitoring": RoleResources(partition="cpu", nodes=1, cpus=2, mem_gb=8, gpus=0),
+    "trial": RoleResources(partition="gpu", nodes=1, cpus=4, mem_gb=16),
+}
+
+
+class SlurmScheduler:
+    """Slurm through its command-line programs."""
+
+    kind = "slurm"
+    template = "schedulers/slurm.j2"
+    is_absence_final = False
+    supervisor_limits_memory = False
+    default_bind = "0.0.0.0"  # noqa: S104 - services of one run meet across nodes
+
+    def __init__(self, spec: SlurmSchedulerSpec) -> None:
+        self.command_timeout_s = spec.command_timeout_s
+
+    def submit_argv(self, submission: Submission) -> list[str]:
+        return ["sbatch", "--parsable", str(submission.script)]
+
+    def parse_submit(self, answer: Answer) -> str:
+        # Source: sbatch(1), --parsable: "job id number and the cluster name if present, separated by a semicolon".
+        last = answer.stdout.strip().splitlines()[-1:] if answer.returncode == 0 else []
+        job_id = last[0].split(";")[0].strip() if last else ""
+        if not job_id.isdigit():
+            raise SubmitError(answer.argv, answer.returncode, answer.stderr or answer.stdout, "Slurm refused the job")
+        return job_id
+
+    def is_ambiguous(self, answer: Answer) -> bool:
+        return answer.returncode is None or bool(_AMBIGUOUS.search(answer.stderr))
+
+    def status_argv(self) -> list[str]:
+        # Asking by id fails as a whole for one unknown id (rc 1) or leaves it out in silence: ask for all of the user's.
+        return ["squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%N|%r"]
+
+    def parse_status(self, answer: Answer) -> dict[str, Seen] | None:
+        if answer.returncode != 0:
+            return None
+        seen = {}
+        for line in answer.stdout.splitlines():
+            parts = line.strip().split("|", 4)
+            if len(parts) != 5 or not parts[0]:
+                return None
+            job_id, name, state, node, reason = parts
+            seen[job_id] = Seen(
+                job_id,
+                name,
+                STATES.get(state.split()[0], JobState.UNKNOWN) if state else JobState.UNKNOWN,
+                node or None,
+                None if reason in {"", "None"} else reason,
+            )
+        return seen
+
+    def cancel_argv(self, job_ids: Sequence[str]) -> list[str]:
+        return ["scancel", *job_ids]
+
+    def partitions_argv(self) -> list[str]:
+        return ["sinfo", "--noheader", "--format=%P|%G"]
+
+    def parse_partitions(self, answer: Answer) -> dict[str, PartitionFacts]:
+        if answer.returncode != 0:
+            return {}
+        facts: dict[str, PartitionFacts] = {}
+        for line in answer.stdout.splitlines():
+            name, bar, gres = line.strip().partition("|")
+            if bar:
+                gpus = sum(int(count) for count in _GPU_COUNT.findall(gres))
+                name = name.rstrip("*")
+                known = facts.get(name)
+                facts[name] = PartitionFacts(max(gpus, known.gpus_per_node if known else 0), "sinfo")
+        return facts
+
+    def resources(
+        self,
+        role: str,
+        wanted: RoleResources,
+        default_cpus: int | None,
+        facts: Mapping[str, PartitionFacts],
+        notes: list[str],
+    ) -> RoleResources:
+        defaults = _ROLE_DEFAULTS[role]
+        if default_cpus is not None:
+            defaults = defaults.model_copy(update={"cpus": default_cpus})
+        filled = wanted.model_copy(
+            update={
+                name: getattr(defaults, name)
+                for name in ("partition", "nodes", "cpus", "mem_gb", "gpus")
+                if getattr(wanted, name) is None
+            }
+        )
+        if filled.gpus is not None:
+            return filled
+        known = facts.get(filled.partition or "")
+        if known is None:
+            notes.append(f"{role}: nothing is known of partition '{filled.partition}', one GPU is asked for")
+            return filled.model_copy(update={"gpus": 1})
+        return filled.model_copy(update={"gpus": min(1, known.gpus_per_node)})

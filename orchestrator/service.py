@@ -1,0 +1,136 @@
+"""What a deployable part of a run is, and what it says of the job that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from orchestrator.recipe.document import Recipe
+from orchestrator.recipe.infrastructure import RoleResources
+from orchestrator.rundir import RunDir
+
+Role = Literal["server", "client", "monitoring", "trial"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One health check; see docs/run-directory.md.
+
+    Attributes:
+        path: Path of the URL.
+        auth: Whether the run's token is sent.
+        nonempty: Key of the JSON answer that must be a non-empty list, or None.
+    """
+
+    path: str
+    auth: bool = False
+    nonempty: str | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """One scrape target.
+
+    Attributes:
+        kind: First part of the target file's name: node, gpu, service, pushgateway.
+        labels: Labels of the target; run, attempt, node and slurm_job_id are added by the supervisor.
+    """
+
+    kind: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A helper process beside the main one, such as an exporter; its death never ends the job."""
+
+    name: str
+    argv: tuple[str, ...]
+    health: tuple[Check, ...]
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class JobDraft:
+    """What a part of a run wants to run; the planner makes a script of it.
+
+    Attributes:
+        name: Unique in the run; names scripts, logs and the endpoint record.
+        role: Decides the resources.
+        kind: A service runs until told to stop; a task ends by itself.
+        body: Template below templates/ that renders the command line.
+        context: Typed values of that template, under the name ``service``.
+        resources: The allocation.
+        health: Checks that must all pass before a service is ready.
+        env: Environment of the main process; never secrets.
+        secret_env: Environment variables read from files by the supervisor.
+        auth_token_file: Token that health checks with ``auth`` send.
+        endpoint: Further fields of the endpoint record.
+        port: A fixed port, or None for a free one.
+        is_essential: Whether the run ends when this job does.
+    """
+
+    name: str
+    role: Role
+    kind: Literal["service", "task"]
+    body: str
+    context: Any
+    resources: RoleResources
+    health: tuple[Check, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    secret_env: Mapping[str, Path] = field(default_factory=dict)
+    auth_token_file: Path | None = None
+    endpoint: Mapping[str, Any] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
+    sidecars: tuple[Sidecar, ...] = ()
+    port: int | None = None
+    startup_timeout_s: float = 600.0
+    is_essential: bool = True
+
+
+@dataclass(frozen=True)
+class PlanContext:
+    """What a service may look at while it says what it needs.
+
+    Attributes:
+        recipe: With every choice made.
+        run: The run's paths.
+        project: Folder of the clone.
+        cache: Folder shared by all runs: models, images, data.
+        bind: Address that services listen on.
+    """
+
+    recipe: Recipe
+    run: RunDir
+    project: Path
+    cache: Path
+    bind: str
+
+
+class Service(Protocol):
+    """One deployable part of a run."""
+
+    name: str
+
+    def check(self, context: PlanContext) -> None:
+        """Look, without changing anything, whether the service can run here.
+
+        Raises:
+            UserError: it cannot; says why and what to do.
+        """
+        ...
+
+    def draft(self, context: PlanContext) -> JobDraft:
+        """Return the job that the service needs."""
+        ...
+
+    def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
+        """Make what the job reads: configuration files, converted models. Not called in a dry run.
+
+        Args:
+            context: See PlanContext.
+            tell: Told what takes time, in words.
+        """
+        ...

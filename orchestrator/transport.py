@@ -1,0 +1,63 @@
+"""How commands of the scheduler are run: here, as child processes that a Ctrl-C on the terminal does not reach."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# A job submitted from inside a job inherits its variables, and SBATCH_* would override the script's directives.
+# SLURM_CONF and SLURM_JWT say how to reach the controller and stay.
+_SCRUBBED_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SINFO_", "PBS_", "PMI_")
+_KEPT = frozenset({"SLURM_CONF", "SLURM_JWT"})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command answered.
+
+    Attributes:
+        returncode: Exit code, or None if it was ended because it did not answer in time.
+    """
+
+    argv: tuple[str, ...]
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+def scrubbed_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Return ``env`` without the variables of a surrounding batch job."""
+    return {name: value for name, value in env.items() if name in _KEPT or not name.startswith(_SCRUBBED_PREFIXES)}
+
+
+class LocalTransport:
+    """Runs argv on this machine."""
+
+    def run(self, argv: Sequence[str], timeout_s: float) -> Answer:
+        """Return the answer of ``argv``; a missing program answers 127 as a shell would.
+
+        The command is a session of its own, so that Ctrl-C never ends a submission half way.
+        """
+        try:
+            done = subprocess.run(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+                env=scrubbed_environment(os.environ),
+                start_new_session=True,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            return Answer(tuple(argv), None, _text(error.stdout), _text(error.stderr))
+        except OSError as error:
+            return Answer(tuple(argv), 127, "", f"{argv[0]}: {error.strerror}")
+        return Answer(tuple(argv), done.returncode, done.stdout, done.stderr)
+
+
+def _text(data: str | bytes | None) -> str:
+    return data.decode(errors="replace") if isinstance(data, bytes) else data or ""

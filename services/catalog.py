@@ -1,0 +1,57 @@
+"""Which services a recipe needs. A new engine or service is added to the tables here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from orchestrator.errors import ProgramMissingError
+from orchestrator.service import PlanContext, Service
+from services.client import ClientService
+from services.ollama import OllamaService
+from services.programs import is_installed
+from services.prometheus import PrometheusService
+from services.pushgateway import PushgatewayService
+from services.vllm import VllmService
+
+ENGINES: Mapping[str, type[VllmService] | type[OllamaService]] = {
+    "vllm": VllmService,
+    "ollama": OllamaService,
+}
+MONITORING: Mapping[str, type[PushgatewayService] | type[PrometheusService]] = {
+    "pushgateway": PushgatewayService,
+    "prometheus": PrometheusService,
+}
+
+
+def services_of(context: PlanContext) -> tuple[list[Service], list[str]]:
+    """Return the services of a run, in the order of submission, and notes on what is left out and why.
+
+    Raises:
+        ProgramMissingError: monitoring is required and a program of it is not installed.
+    """
+    monitoring, notes = _monitoring(context)
+    engine = context.recipe.job.engine
+    server = ENGINES[engine.kind if engine else "vllm"]()
+    return [server, ClientService(server.draft(context)), *monitoring], notes
+
+
+def _monitoring(context: PlanContext) -> tuple[list[Service], list[str]]:
+    wanted = context.recipe.job.monitoring
+    if wanted.mode == "off":
+        return [], ["monitoring: off, as asked for"]
+    binaries = wanted.binaries.model_dump()
+    if not wanted.node_exporter:
+        binaries.pop("node_exporter")
+    missing = {name: program for name, program in binaries.items() if not is_installed(program)}
+    if missing and wanted.mode == "required":
+        names = ", ".join(f"{name} ('{program}')" for name, program in missing.items())
+        raise ProgramMissingError(
+            f"job.monitoring is required, but not installed here: {names}.\n"
+            "On Debian: apt-get install prometheus prometheus-pushgateway prometheus-node-exporter; elsewhere give "
+            "their paths in job.monitoring.binaries or the site file."
+        )
+    notes = [
+        f"monitoring: {name} is left out, because '{program}' was not found here (job.monitoring.binaries.{name})"
+        for name, program in missing.items()
+    ]
+    return [make() for name, make in MONITORING.items() if name not in missing], notes

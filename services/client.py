@@ -1,0 +1,94 @@
+"""The client service: the Flask application that queries and benchmarks the run's LLM server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import ProgramMissingError
+from orchestrator.resolve import client_cpus
+from orchestrator.service import Check, JobDraft, PlanContext, Target
+from services.exporters import node_exporter
+from services.programs import missing_packages
+
+PACKAGES = ("flask", "waitress", "aiohttp", "prometheus_client")
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """Values of templates/services/client.j2."""
+
+    python: str
+    program: Path
+    endpoints_dir: Path
+    server_service: str
+    api: str
+    model: str
+    processes: int
+    request_timeout_s: float
+    max_tokens: int
+    api_token_file: Path | None
+    output_dir: Path
+
+
+class ClientService:
+    """The client service of a run."""
+
+    name = "client"
+
+    def __init__(self, server: JobDraft) -> None:
+        """Remember whom to ask.
+
+        Args:
+            server: The draft of the run's LLM server.
+        """
+        self._server = server
+
+    def check(self, context: PlanContext) -> None:
+        python = _python(context)
+        missing = missing_packages(python, PACKAGES)
+        if missing is None or missing:
+            what = f"lacks {', '.join(missing)}" if missing else "cannot be run here"
+            raise ProgramMissingError(
+                f"the client service's interpreter '{python}' {what}.\n"
+                "Run `make env`, or name an interpreter that has them in job.environment.python."
+            )
+
+    def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
+        """Nothing is needed beforehand."""
+
+    def draft(self, context: PlanContext) -> JobDraft:
+        job, server = context.recipe.job, self._server
+        processes = job.benchmark.processes or 1
+        return JobDraft(
+            name=self.name,
+            role="client",
+            kind="service",
+            body="services/client.j2",
+            context=ClientContext(
+                python=_python(context),
+                program=context.project / "client" / "server.py",
+                endpoints_dir=context.run.endpoints,
+                server_service=server.name,
+                api=server.endpoint["api"],
+                model=server.endpoint["model"],
+                processes=processes,
+                request_timeout_s=job.service.request_timeout_s,
+                max_tokens=job.benchmark.max_tokens,
+                api_token_file=server.auth_token_file,
+                output_dir=context.run.benchmark,
+            ),
+            resources=job.resources.client,
+            health=(Check("/health"),),
+            # Load processes are single-threaded; numerical libraries must not start a thread on every core.
+            env={"OMP_NUM_THREADS": str(job.resources.client.cpus or client_cpus(processes))},
+            endpoint={"engine": "client"},
+            targets=(Target("service", {"job": "client"}),),
+            sidecars=node_exporter(context.recipe, "client"),
+            startup_timeout_s=min(600.0, job.service.startup_timeout_s),
+        )
+
+
+def _python(context: PlanContext) -> str:
+    return context.recipe.job.environment.python or "python3"

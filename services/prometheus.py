@@ -1,0 +1,68 @@
+"""Prometheus: scrapes everything that supervisors write target files for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.atomic import make_private_dir, write_text
+from orchestrator.render import render
+from orchestrator.service import Check, JobDraft, PlanContext, Target
+
+CONFIG = "prometheus.yml"
+
+
+@dataclass(frozen=True)
+class PrometheusContext:
+    """Values of templates/services/prometheus.j2."""
+
+    executable: str
+    config: Path
+    storage: Path
+    retention: str
+
+
+class PrometheusService:
+    """The Prometheus of a run."""
+
+    name = "prometheus"
+
+    def check(self, context: PlanContext) -> None:
+        """Nothing more to look at: the catalog leaves it out where it is not installed."""
+
+    def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
+        make_private_dir(context.run.data(self.name))
+        write_text(context.run.config(CONFIG), config_text(context))
+
+    def draft(self, context: PlanContext) -> JobDraft:
+        job = context.recipe.job
+        return JobDraft(
+            name=self.name,
+            role="monitoring",
+            kind="service",
+            body="services/prometheus.j2",
+            context=PrometheusContext(
+                executable=job.monitoring.binaries.prometheus,
+                config=context.run.config(CONFIG),
+                storage=context.run.data(self.name),
+                retention=job.monitoring.retention,
+            ),
+            resources=job.resources.monitoring,
+            health=(Check("/-/ready"),),
+            endpoint={"engine": "prometheus"},
+            targets=(Target("service", {"job": "prometheus"}),),
+            port=job.monitoring.prometheus_port,
+            is_essential=job.monitoring.mode == "required",
+        )
+
+
+def config_text(context: PlanContext) -> str:
+    """Return Prometheus' configuration for the run."""
+    return render(
+        "monitoring/prometheus.yml.j2",
+        {
+            "scrape_interval_s": format(context.recipe.job.monitoring.scrape_interval_s, "g"),
+            "targets_dir": str(context.run.targets),
+        },
+    )

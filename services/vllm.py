@@ -1,0 +1,123 @@
+"""vLLM: the OpenAI-compatible server, on GPUs or as the CPU build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.errors import ProgramMissingError, UserError
+from orchestrator.recipe.engines import VllmEngine
+from orchestrator.recipe.sections import Precision
+from orchestrator.service import Check, JobDraft, PlanContext, Target
+from services.exporters import node_exporter
+from services.models import check_model, is_local, model_argument, prepare_model, served_name
+from services.programs import missing_packages
+
+DTYPES: dict[Precision, str] = {"auto": "auto", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class VllmContext:
+    """Values of templates/services/vllm.j2."""
+
+    python: str
+    model: str
+    served_model_name: str
+    dtype: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    max_model_len: int | None
+    gpu_memory_utilization: float | None
+    quantization: str | None
+    seed: int | None
+    enforce_eager: bool
+    trust_remote_code: bool
+    engine_args: tuple[str, ...]
+
+
+class VllmService:
+    """The vLLM server of a run."""
+
+    name = "vllm"
+
+    def check(self, context: PlanContext) -> None:
+        engine, python = _engine(context)
+        gpus = (context.recipe.job.resources.server.gpus or 0) * (context.recipe.job.resources.server.nodes or 1)
+        ranks = engine.tensor_parallel * engine.pipeline_parallel
+        if engine.device == "gpu" and ranks > gpus:
+            raise UserError(
+                f"job.engine: tensor_parallel × pipeline_parallel = {ranks}, but the server job gets {gpus} GPUs.\n"
+                "Raise job.infrastructure.gpus_per_node or lower the parallelism."
+            )
+        missing = missing_packages(python, ("vllm",))
+        if missing is None:
+            raise ProgramMissingError(
+                f"the engine's interpreter '{python}' cannot be run here.\n"
+                "Name one that exists, here and on the nodes, in job.engine.python."
+            )
+        if missing:
+            raise ProgramMissingError(
+                f"vllm is not installed for {python}.\n"
+                "On GPU nodes: `pip install vllm` into an environment of its own; without a GPU: `make env`. "
+                "Then name its interpreter in job.engine.python."
+            )
+        check_model(context.recipe.job.service.model, python, context.cache)
+
+    def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
+        prepare_model(context.recipe.job.service.model, _engine(context)[1], context.cache, tell)
+
+    def draft(self, context: PlanContext) -> JobDraft:
+        engine, python = _engine(context)
+        job = context.recipe.job
+        model_name = engine.served_model_name or served_name(job.service.model)
+        return JobDraft(
+            name=self.name,
+            role="server",
+            kind="service",
+            body="services/vllm.j2",
+            context=VllmContext(
+                python=python,
+                model=model_argument(job.service.model, context.cache),
+                served_model_name=model_name,
+                dtype=DTYPES[job.service.precision],
+                tensor_parallel=engine.tensor_parallel,
+                pipeline_parallel=engine.pipeline_parallel,
+                max_model_len=engine.max_model_len,
+                gpu_memory_utilization=engine.gpu_memory_utilization if engine.device == "gpu" else None,
+                quantization=engine.quantization,
+                seed=engine.seed,
+                enforce_eager=bool(engine.enforce_eager),
+                trust_remote_code=engine.trust_remote_code,
+                engine_args=engine.engine_args,
+            ),
+            resources=job.resources.server,
+            health=(Check("/health"), Check("/v1/models", auth=True, nonempty="data")),
+            env=_environment(engine, job.service.model, job.resources.server.cpus),
+            secret_env={"VLLM_API_KEY": context.run.api_token},
+            auth_token_file=context.run.api_token,
+            endpoint={"engine": "vllm", "api": "openai", "model": model_name},
+            targets=(Target("service", {"job": "vllm", "model": model_name}),),
+            sidecars=node_exporter(context.recipe, "service"),
+            port=engine.port,
+            startup_timeout_s=job.service.startup_timeout_s,
+        )
+
+
+def _engine(context: PlanContext) -> tuple[VllmEngine, str]:
+    engine = context.recipe.job.engine
+    if not isinstance(engine, VllmEngine) or engine.python is None:
+        raise UserError("the recipe's engine is not a resolved vllm engine")
+    return engine, engine.python
+
+
+def _environment(engine: VllmEngine, model: str, cpus: int | None) -> dict[str, str]:
+    env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if is_local(model):
+        env["HF_HUB_OFFLINE"] = "1"
+    if engine.device == "cpu":
+        env["VLLM_CPU_KVCACHE_SPACE"] = format(max(1, round(engine.cpu_kv_cache_gib)), "d")
+        # One process instead of three: ready sooner and more tokens per second on few cores.
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if cpus:
+            env["OMP_NUM_THREADS"] = str(cpus)
+    return {**env, **engine.environment}

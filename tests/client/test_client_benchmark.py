@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from client import results
+from client.app import ServiceSettings, create_app
+from client.engine.run import run_load
+from client.engine.spec import LoadSpec, RequestRecord
+from client.errors import StorageError
+from tests.client.conftest import API_TOKEN
+from tests.client.fake_server import Behaviour, FakeServer
+
+BODY = {"n_clients": 2, "n_requests_per_client": 3, "prompt": "Test prompt", "model": "fake-model"}
+REFERENCE_FIELDS = {
+    "n_clients",
+    "n_requests_per_client",
+    "total_queries",
+    "successful",
+    "failed",
+    "total_time",
+    "avg_request_time",
+    "queries_per_second",
+    "results",
+}
+SLOW = Behaviour(n_tokens=50, token_delay_s=0.5)
+
+
+def wait_for(http: FlaskClient, benchmark_id: str, is_reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        status: dict[str, Any] = http.get(f"/benchmark/{benchmark_id}").get_json()
+        if is_reached(status):
+            return status
+        time.sleep(0.05)
+    raise AssertionError(f"not reached: {status}")
+
+
+def has_ended(status: dict[str, Any]) -> bool:
+    return status["state"] in {"done", "failed", "cancelled"}
+
+
+def test_benchmark_blocking_answers_the_references_fields_and_figures(http: FlaskClient, fake: FakeServer) -> None:
+    fake.behaviour = Behaviour(n_tokens=4, first_token_delay_s=0.1)
+    fake.script.append(Behaviour(status=500))
+    answer = http.post("/benchmark", json={**BODY, "max_failed_share": 0.5})
+    assert answer.status_code == 200
+    result = answer.get_json()
+    assert set(result) >= REFERENCE_FIELDS
+    assert (result["total_queries"], result["successful"], result["failed"]) == (6, 5, 1)
+    assert len(result["results"]) == 6
+    assert sum(entry["success"] for entry in result["results"]) == 5
+    assert {entry["response"] for entry in result["results"] if entry["success"]} == {"tok0 tok1 tok2 tok3 "}
+    assert result["avg_request_time"] == pytest.approx(
+        sum(entry["request_time"] for entry in result["results"]) / 6, abs=1e-4
+    )
+    metrics = result["metrics"]
+    assert metrics["failures"]["http_status"] == 1
+    assert metrics["ttft_s"]["count"] == 5
+    assert metrics["ttft_s"]["p50"] == pytest.approx(0.2, abs=0.105)
+    assert set(metrics["itl_s"]) == {"mean", "p50", "p90", "p95", "p99", "max", "count"}
+    assert set(metrics["tokens_per_second"]) == {"0", "1"}
+    assert metrics["output_tokens_per_s"] == pytest.approx(20 / result["total_time"])
+    assert not any("failed" in reason for reason in result["invalid_reasons"])
+    assert result["valid"] is (result["invalid_reasons"] == [])
+
+
+def test_benchmark_all_failing_is_an_answer_and_not_valid(http: FlaskClient, fake: FakeServer) -> None:
+    fake.behaviour = Behaviour(n_tokens=0)
+    result = http.post("/benchmark", json=BODY).get_json()
+    assert (result["successful"], result["failed"], result["valid"]) == (0, 6, False)
+    assert result["metrics"]["failures"]["zero_tokens"] == 6
+    assert result["metrics"]["ttft_s"]["mean"] is None
+
+
+def test_benchmark_no_usage_says_that_chunks_were_counted(http: FlaskClient, fake: FakeServer) -> None:
+    fake.behaviour = Behaviour(has_usage=False)
+    result = http.post("/benchmark", json=BODY).get_json()
+    assert result["metrics"]["tokens_source"] == "chunks"
+    assert "no usage" in result["notes"][0]
+
+
+def test_benchmark_files_are_private_and_complete(http: FlaskClient, settings: ServiceSettings) -> None:
+    before = os.umask(0)
+    try:
+        result = http.post("/benchmark", json={**BODY, "id": "mine", "warmup_requests": 1}).get_json()
+    finally:
+        os.umask(before)
+    folder = settings.output_dir / "mine"
+    assert {path.name for path in folder.iterdir()} == {"request.json", "requests.jsonl", "summary.json"}
+    for path in folder.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert API_TOKEN not in path.read_text()
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(settings.output_dir.stat().st_mode) == 0o700
+    lines = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    assert len(lines) == 7
+    assert set(lines[0]) >= {
+        "client_id",
+        "index",
+        "intended_at_s",
+        "sent_at_s",
+        "first_byte_at_s",
+        "first_token_at_s",
+        "last_token_at_s",
+        "eof_at_s",
+        "prompt_tokens",
+        "completion_tokens",
+        "chunks",
+        "finish_reason",
+        "http_status",
+        "error_class",
+        "error",
+        "text_length",
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["started_at"] == pytest.approx(time.time(), abs=60)
+    assert summary["metrics"] == result["metrics"]
+    assert "results" not in summary
+
+
+def test_benchmark_background_shows_progress_then_result(http: FlaskClient, fake: FakeServer) -> None:
+    fake.behaviour = Behaviour(n_tokens=3, token_delay_s=0.1)
+    answer = http.post("/benchmark", json={**BODY, "background": True})
+    assert answer.status_code == 202
+    started = answer.get_json()
+    assert started["status_url"] == f"/benchmark/{started['id']}"
+    running = wait_for(http, started["id"], lambda status: status["progress"]["finished"] > 0)
+    assert running["progress"]["total"] == 6
+    assert running["progress"]["tokens_per_s"] > 0
+    done = wait_for(http, started["id"], has_ended)
+    assert (done["state"], done["progress"]["finished"], done["error"]) == ("done", 6, None)
+    assert "results" not in done["result"]
+    with_results = http.get(f"{started['status_url']}?results=1").get_json()
+    assert len(with_results["result"]["results"]) == 6
+    assert "response" not in with_results["result"]["results"][0]
+    exposition = http.get("/metrics").text
+    assert 'orch_client_benchmark_requests{model="fake-model",outcome="success"} 6.0' in exposition
+    assert 'orch_client_benchmark_ttft_seconds{model="fake-model",quantile="0.99"}' in exposition
+    assert "orch_client_benchmark_running 0.0" in exposition
+
+
+def test_benchmark_second_one_is_409_and_cancel_makes_room(http: FlaskClient, fake: FakeServer) -> None:
+    fake.behaviour = SLOW
+    first = http.post("/benchmark", json={**BODY, "background": True, "id": "first"}).get_json()
+    second = http.post("/benchmark", json={**BODY, "id": "second"})
+    assert second.status_code == 409
+    assert second.get_json()["running_id"] == "first"
+    wait_for(http, "first", lambda status: status["state"] == "running")
+    assert 'orch_client_requests_in_flight{source="benchmark"} 2.0' in http.get("/metrics").text
+    assert http.delete(first["status_url"]).status_code == 202
+    ended = wait_for(http, "first", has_ended)
+    assert ended["state"] == "cancelled"
+    assert ended["result"]["valid"] is False
+    assert "the benchmark was cancelled" in ended["result"]["invalid_reasons"]
+    assert http.delete(first["status_url"]).get_json()["state"] == "cancelled"
+    fake.behaviour = Behaviour()
+    assert http.post("/benchmark", json={**BODY, "id": "second"}).status_code == 200
+
+
+def test_benchmark_same_id_twice_runs_once(http: FlaskClient, fake: FakeServer) -> None:
+    first = http.post("/benchmark", json={**BODY, "id": "again"})
+    again = http.post("/benchmark", json={**BODY, "id": "again"})
+    in_background = http.post("/benchmark", json={**BODY, "id": "again", "background": True})
+    assert (again.status_code, again.get_json()) == (200, first.get_json())
+    assert (in_background.status_code, in_background.get_json()["state"]) == (202, "done")
+    assert len(fake.requests) == 6
+    other = http.post("/benchmark", json={**BODY, "id": "again", "n_clients": 1})
+    assert (other.status_code, other.get_json()["id"]) == (409, "again")
+
+
+def test_benchmark_same_id_after_restart_is_found_on_disk(
+    http: FlaskClient, settings: ServiceSettings, fake: FakeServer
+) -> None:
+    first = http.post("/benchmark", json={**BODY, "id": "kept"}).get_json()
+    restarted = create_app(settings).test_client()
+    again = restarted.post("/benchmark", json={**BODY, "id": "kept"})
+    assert (again.status_code, again.get_json()) == (200, first)
+    assert restarted.get("/benchmark/kept").get_json()["progress"]["finished"] == 6
+    assert len(fake.requests) == 6
+    assert restarted.post("/benchmark", json={**BODY, "id": "kept", "seed": 1}).status_code == 409
+
+
+def test_benchmark_interrupted_by_the_services_end_is_failed(settings: ServiceSettings, http: FlaskClient) -> None:
+    http.post("/benchmark", json={**BODY, "id": "cut"})
+    (settings.output_dir / "cut" / "summary.json").unlink()
+    status = create_app(settings).test_client().get("/benchmark/cut").get_json()
+    assert (status["state"], status["progress"]["total"]) == ("failed", 6)
+    assert "ended before" in status["error"]
+
+
+@pytest.mark.parametrize(
+    "benchmark_id", ["nope", "..", ".", "%2e%2e", "..%2f..%2fetc", "a%00b", "a" * 65, "x%0a", "request.json"]
+)
+def test_benchmark_unknown_or_unsafe_id_is_404(http: FlaskClient, benchmark_id: str) -> None:
+    for answer in (http.get(f"/benchmark/{benchmark_id}"), http.delete(f"/benchmark/{benchmark_id}")):
+        assert answer.status_code in {404, 405}
+        assert answer.mimetype == "application/json"
+
+
+@pytest.mark.parametrize("query", ["results=2", "results=1&results=1", "result=1"])
+def test_benchmark_odd_query_string_is_400(http: FlaskClient, query: str) -> None:
+    answer = http.get(f"/benchmark/x?{query}")
+    assert answer.status_code == 400
+    assert answer.get_json()["errors"]
+
+
+def test_benchmark_disk_full_fails_clearly_and_the_service_lives_on(
+    http: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = results.open_private
+
+    def full_disk(path: Path, flags: int) -> int:
+        return os.open("/dev/full", os.O_WRONLY) if path.name == "requests.jsonl" else real(path, flags)
+
+    monkeypatch.setattr(results, "open_private", full_disk)
+    answer = http.post("/benchmark", json={**BODY, "id": "full"})
+    assert (answer.status_code, answer.get_json()["state"]) == (507, "failed")
+    assert "No space left on device" in answer.get_json()["error"]
+    monkeypatch.setattr(results, "open_private", real)
+    assert http.post("/benchmark", json={**BODY, "id": "next"}).status_code == 200
+
+
+def test_benchmark_disk_full_at_the_start_leaves_the_id_free(
+    http: FlaskClient, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = results.open_private
+    monkeypatch.setattr(results, "open_private", lambda path, flags: os.open("/dev/full", os.O_WRONLY))
+    assert http.post("/benchmark", json={**BODY, "id": "early"}).status_code == 507
+    assert not (settings.output_dir / "early").exists()
+    monkeypatch.setattr(results, "open_private", real)
+    assert http.post("/benchmark", json={**BODY, "id": "early"}).status_code == 200
+
+
+def test_benchmark_output_folder_not_writable_is_507(http: FlaskClient, settings: ServiceSettings) -> None:
+    settings.output_dir.write_text("a file where the folder should be")
+    answer = http.post("/benchmark", json=BODY)
+    assert answer.status_code == 507
+    assert "cannot make" in answer.get_json()["error"]
+    assert http.get("/health").status_code == 200
+
+
+def test_benchmark_other_engine_behind_the_seam_is_used(settings: ServiceSettings) -> None:
+    calls = []
+
+    def engine(
+        spec: LoadSpec,
+        on_record: Callable[[RequestRecord], None],
+        cancel: threading.Event,
+        on_start: Callable[[float], None] | None = None,
+    ) -> list[RequestRecord]:
+        calls.append(spec)
+        return run_load(spec, on_record, cancel, on_start)
+
+    answer = create_app(settings, engine).test_client().post("/benchmark", json=BODY)
+    assert answer.status_code == 200
+    assert calls[0].n_clients == 2
+
+
+def test_write_private_json_failing_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "summary.json"
+    results.write_private_json(path, {"a": 1})
+    monkeypatch.setattr(results, "open_private", lambda path, flags: os.open("/dev/full", os.O_WRONLY))
+    with pytest.raises(StorageError, match="No space left"):
+        results.write_private_json(path, {"a": 2})
+    assert results.read_json(path) == {"a": 1}
