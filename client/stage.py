@@ -56,12 +56,13 @@ class BenchmarkStage:
         status = self._await(context, benchmark_id, total, job.benchmark.timeout_s)
         result: dict[str, Any] = status["result"]
         _push(context, result)
+        records = context.run.benchmark / benchmark_id / "requests.jsonl"
         if result["successful"] == 0:
             raise StageError(
                 f"none of the {result['total_queries']} requests of the benchmark succeeded.\n"
-                f"{_failures(result)}\nEach request is recorded in {context.run.benchmark / benchmark_id}/requests.jsonl"
+                f"{_failures(result)}\nEach request is recorded in {records}"
             )
-        return {**result, "records": str(context.run.benchmark / benchmark_id / "requests.jsonl")}
+        return {**result, "records": str(records)}
 
     def _await(self, context: StageContext, benchmark_id: str, total: int, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s

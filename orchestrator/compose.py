@@ -90,6 +90,9 @@ class Composed:
             shutil.copyfile(SUPERVISOR, run.supervisor)
         except OSError as error:
             raise StorageError(run.supervisor, error) from error
+        for service in self.services:
+            for path, text in service.files(self.context).items():
+                write_text(path, text)
         self.plan.write()
         run.make_latest()
 
@@ -115,8 +118,10 @@ def compose(request: Request, parts: Parts, transport: LocalTransport) -> Compos
     )
     services, left_out = parts.services_of(context)
     stages = tuple(stage for stage in parts.stages if stage.is_wanted(resolved.recipe))
-    for checked in (*services, *stages):
-        checked.check(context)
+    for service in services:
+        service.check(context)
+    for stage in stages:
+        stage.check(context)
     jobs = tuple(plan_job(service.draft(context), context, resolved.scheduler, run_id) for service in services)
     check_names(jobs)
     samples = [draft for draft in (stage.sample_job(context) for stage in stages) if draft is not None]

@@ -29,7 +29,7 @@ class RunState:
     """A run in one line.
 
     Attributes:
-        state: planned, running, left (the orchestrator ended before its run), completed, failed, interrupted or stopped.
+        state: planned, running, left (the orchestrator ended before the run), completed, failed, interrupted, stopped.
         started_at: Seconds since the epoch, or None if it was only planned.
         kept: Whether its services were left up.
     """

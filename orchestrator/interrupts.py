@@ -48,7 +48,7 @@ class Interrupts:
             number, self._pending = self._pending, None
             self._raise(number)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._ignored:
             return
         if self._depth:

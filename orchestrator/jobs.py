@@ -11,8 +11,8 @@ from orchestrator.errors import CommandError, JobFailedError, SubmitError
 from orchestrator.ledger import Ledger
 from orchestrator.logs import last_words
 from orchestrator.plan import PlannedJob
-from orchestrator.records import StatusRecord, read_heartbeat, read_status
 from orchestrator.recipe.infrastructure import Polling
+from orchestrator.records import StatusRecord, read_heartbeat, read_status
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState, Scheduler, Seen, Submission
 from orchestrator.transport import Answer, LocalTransport
@@ -55,8 +55,8 @@ class TrackedJob:
 class JobTracker:
     """Submits, polls and cancels the jobs of one run.
 
-    The intent to submit is in the ledger before the scheduler hears of it, and the token is the job's name: an answer that
-    was lost is looked up, never repeated blindly.
+    The intent to submit is in the ledger before the scheduler hears of it, and the token is the job's name: an answer
+    that was lost is looked up, never repeated blindly.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The report's plots, as SVG to be put into a page.
 
 Nothing that a run says is drawn as text: labels hold numbers only, so no name can break a plot. Colours are CSS
-variables of the page (``--plot-ink``, ``--plot-0``, …), so one picture is legible on a light and on a dark page; text takes
-the page's font. matplotlib is imported when the first plot is drawn.
+variables of the page (``--plot-ink``, ``--plot-0``, …), so one picture is legible on a light and on a dark page; text
+takes the page's font. matplotlib is imported when the first plot is drawn.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     from numpy.typing import NDArray
 
 # Colours that no drawing has by chance; each becomes a variable of the page.
@@ -112,7 +113,7 @@ def plot_throughput(flights: Sequence[Flight], description: str) -> str:
     """Return output tokens per second over the benchmark, above the mean number of requests in flight."""
     import numpy as np
 
-    span_s = max(max(flight.eof_at_s for flight in flights), 1e-3)
+    span_s = max(1e-3, *(flight.eof_at_s for flight in flights))
     edges = np.linspace(0.0, span_s, _BINS + 1)
     tokens_per_s, in_flight = rates_over_time(flights, edges)
     with _figure() as figure:
@@ -199,7 +200,7 @@ def plot_curves(curves: Sequence[Curve], description: str) -> str:
 
 
 def rates_over_time(flights: Sequence[Flight], edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return, for each bin between ``edges`` (seconds), the output tokens per second and the mean requests in flight."""
+    """Return the output tokens per second and the mean requests in flight of each bin between ``edges`` (seconds)."""
     import numpy as np
 
     sent_at_s = np.array([flight.sent_at_s for flight in flights])
@@ -231,7 +232,7 @@ def _figure() -> Iterator[Figure]:
 
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_LOOK)
+        mpl.rcParams.update(dict(_LOOK))  # type: ignore[arg-type]
         yield Figure(figsize=_SIZE_IN, layout="constrained")
 
 
@@ -317,36 +318,40 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return (0.0 if 0 <= low < air else low - air), high + air
 
 
-def _percent(value: float, _position: int | None = None) -> str:
+def _percent(value: float, _position: float = 0) -> str:
     return f"{100 * value:.3g}\u00a0%"
 
 
-def _plain(value: float, _position: int | None = None) -> str:
+def _plain(value: float, _position: float = 0) -> str:
     return f"{value:,.6g}"
 
 
-def _mark_of_time(value_s: float, _position: int | None = None) -> str:
+def _mark_of_time(value_s: float, _position: float = 0) -> str:
     if value_s < 0.9995:
         return f"{1000 * value_s:.3g}\u00a0ms"
     return f"{value_s:.4g}\u00a0s" if value_s < 600 else f"{value_s / 60:.3g}\u00a0min"
 
 
-def _scaled(factor: float) -> Callable[[float, int | None], str]:
-    return lambda value, _position=None: f"{value * factor:,.6g}"
+def _scaled(factor: float) -> Callable[[float, float], str]:
+    def write(value: float, _position: float = 0) -> str:
+        return _plain(value * factor)
+
+    return write
 
 
-def _locator(marks: int, factor: float = 1.0) -> Any:
-    """Return a locator of about ``marks`` round values, round also after they are multiplied with ``factor``."""
+def _locator(marks: int, factor: float = 1.0) -> MaxNLocator:
+    """Return a locator of about ``marks`` values that are round once they are multiplied with ``factor``."""
+    import numpy as np
     from matplotlib.ticker import MaxNLocator
 
     class Rounded(MaxNLocator):
         def tick_values(self, vmin: float, vmax: float) -> Any:
-            return super().tick_values(vmin * factor, vmax * factor) / factor
+            return np.asarray(super().tick_values(vmin * factor, vmax * factor)) / factor
 
     return Rounded(marks, steps=[1, 2, 2.5, 5, 10])
 
 
-def _integers() -> Any:
+def _integers() -> MaxNLocator:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(8, integer=True, min_n_ticks=1)

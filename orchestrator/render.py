@@ -76,7 +76,8 @@ def template_environment(folder: Path) -> Environment:
         keep_trailing_newline=True,
         comment_start_string="{##",
         comment_end_string="##}",
-        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        # Scripts are quoted by `sh` and `directive`; pages are escaped.
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),  # noqa: S701
     )
     environment.filters["sh"] = quote_word
     environment.filters["directive"] = directive_value
@@ -88,7 +89,7 @@ def render(template: str, context: dict[str, Any], folder: Path = TEMPLATES) -> 
     """Return ``template`` rendered with ``context``.
 
     Raises:
-        RenderError: the template is missing or wrong, names something undefined, or a value is not safe where it stands.
+        RenderError: the template is missing or wrong, names something undefined, or a value is not safe there.
     """
     try:
         return template_environment(folder).get_template(template).render(context)

@@ -98,7 +98,7 @@ class Run:
                 outcome.state, outcome.error, outcome.exit_code = "stopped", str(error), 1
             except OrchError as error:
                 outcome.state, outcome.error, outcome.exit_code = "failed", str(error), 1
-            except Exception as error:  # noqa: BLE001 - a defect of orch must not leave jobs behind
+            except Exception as error:  # a defect of orch must not leave jobs behind
                 log.exception("internal error")
                 outcome.error = f"internal error: {error!r}; the traceback is in {self._run.orchestrator_log}"
                 outcome.state, outcome.exit_code = "failed", 1

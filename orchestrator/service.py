@@ -126,8 +126,12 @@ class Service(Protocol):
         """Return the job that the service needs."""
         ...
 
+    def files(self, context: PlanContext) -> Mapping[Path, str]:
+        """Return the configuration files that the job reads, by path; written together with its script."""
+        ...
+
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
-        """Make what the job reads: configuration files, converted models. Not called in a dry run.
+        """Make what takes time, such as a converted model. Not called in a dry run.
 
         Args:
             context: See PlanContext.

@@ -33,8 +33,8 @@ class StageContext:
         ledger: The run's ledger.
         endpoint: Returns the endpoint of a ready service of this run; raises ServiceAnswerError if it is not ready.
         plan_job: Makes a job of a draft, without submitting it.
-        wait: Sleeps that many seconds while it watches all jobs, renews the lease and shows progress. Stages call it in every
-            loop. Raises JobFailedError as soon as an essential service has died.
+        wait: Sleeps that many seconds while it watches all jobs, renews the lease and shows progress. Stages call it
+            in every loop. Raises JobFailedError as soon as an essential service has died.
     """
 
     recipe: Recipe

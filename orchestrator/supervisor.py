@@ -584,7 +584,7 @@ class Supervisor:
         self.config = config
         self.records = records
         self.address = Address(config.bind)
-        self.advertise = config.advertise or ("127.0.0.1" if self.address.ip.is_loopback else records.host)
+        self.advertise = config.advertise or (str(self.address.ip) if self.address.ip.is_loopback else records.host)
         self.lease = Lease(config.path("lease.json"), time.time())
         own = {"health": config.health, "targets": config.targets}
         self.main = Program(config.service, argv, own, self._log_stem(config.service))

@@ -49,8 +49,8 @@ class Verdict:
 def judge(evidence: Evidence) -> Verdict:
     """Return the state that the evidence shows.
 
-    The sentinel decides how a job ended; the scheduler only says whether it is still there. An old process may outlive what
-    the scheduler says of it, so a scheduler's end counts only when the job's heartbeat has stopped.
+    The sentinel decides how a job ended; the scheduler only says whether it is still there. An old process may outlive
+    what the scheduler says of it, so a scheduler's end counts only when the job's heartbeat has stopped.
     """
     record, seen = evidence.record, evidence.seen
     if record is not None and record.is_finished:

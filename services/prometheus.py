@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.atomic import make_private_dir, write_text
+from orchestrator.atomic import make_private_dir
 from orchestrator.render import render
 from orchestrator.service import Check, JobDraft, PlanContext, Target
 
@@ -31,9 +31,11 @@ class PrometheusService:
     def check(self, context: PlanContext) -> None:
         """Nothing more to look at: the catalog leaves it out where it is not installed."""
 
+    def files(self, context: PlanContext) -> Mapping[Path, str]:
+        return {context.run.config(CONFIG): config_text(context)}
+
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
         make_private_dir(context.run.data(self.name))
-        write_text(context.run.config(CONFIG), config_text(context))
 
     def draft(self, context: PlanContext) -> JobDraft:
         job = context.recipe.job

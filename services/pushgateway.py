@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.service import Check, JobDraft, PlanContext, Target
 
@@ -22,6 +23,9 @@ class PushgatewayService:
 
     def check(self, context: PlanContext) -> None:
         """Nothing more to look at: the catalog leaves it out where it is not installed."""
+
+    def files(self, context: PlanContext) -> Mapping[Path, str]:
+        return {}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
         """Nothing is needed beforehand."""

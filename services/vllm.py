@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.errors import ProgramMissingError, UserError
 from orchestrator.recipe.engines import VllmEngine
@@ -62,6 +63,9 @@ class VllmService:
                 "Then name its interpreter in job.engine.python."
             )
         check_model(context.recipe.job.service.model, python, context.cache)
+
+    def files(self, context: PlanContext) -> Mapping[Path, str]:
+        return {}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
         prepare_model(context.recipe.job.service.model, _engine(context)[1], context.cache, tell)

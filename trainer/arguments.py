@@ -93,9 +93,9 @@ class _AugmentAction(argparse.Action):
 
     def __call__(
         self,
-        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse gives it
+        parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
-        values: object,  # noqa: ARG002 - argparse gives it
+        values: object,
         option_string: str | None = None,
     ) -> None:
         namespace.augment = option_string == "--augment"

@@ -15,6 +15,7 @@ from urllib.error import URLError
 import numpy as np
 
 from trainer.errors import InputError
+from trainer.layout import replace_atomically
 from trainer.pictures import Pictures, PictureSource
 from trainer.resize import resize_square
 
@@ -109,10 +110,16 @@ def _unpack(archive: CifarArchive, root: Path, *, download: bool) -> None:
             f"{_how_to_place(archive, root)}"
         )
     # Trials of one search start together and share data_dir: unpack beside, then rename.
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as folder:
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as temporary:
+        unpacked = Path(temporary) / archive.folder
+        unpacked.mkdir(mode=0o700)
         with tarfile.open(packed) as tar:
-            tar.extractall(folder, filter="data")
-        _place(Path(folder) / archive.folder, root / archive.folder)
+            for member in tar:
+                content = tar.extractfile(member) if member.isfile() else None
+                if content is not None:
+                    with replace_atomically(unpacked / Path(member.name).name) as stream:
+                        shutil.copyfileobj(content, stream)
+        _place(unpacked, root / archive.folder)
 
 
 def _place(unpacked: Path, destination: Path) -> None:

@@ -49,7 +49,7 @@ def time_limit_s(text: str) -> int:
     days_text, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:
-        hours, minutes, seconds = (parts + [0, 0])[:3]
+        hours, minutes, seconds = [*parts, 0, 0][:3]
         return int(days_text) * 86400 + hours * 3600 + minutes * 60 + seconds
     if len(parts) == 1:
         return parts[0] * 60

@@ -68,7 +68,8 @@ PACKAGE_PREFIX = "package:"
 def find_engine(model: str) -> tuple[VllmEngine | OllamaEngine, str]:
     """Return the engine for a model that was given without one, and the reason.
 
-    A Hugging Face id, a directory or ``package:NAME`` means vLLM; a bare tag such as ``llama2`` or ``mistral:7b`` means Ollama.
+    A Hugging Face id, a directory or ``package:NAME`` means vLLM; a bare tag such as ``llama2`` or ``mistral:7b`` means
+    Ollama.
     """
     if model.startswith(PACKAGE_PREFIX):
         return VllmEngine(), f"'{model}' is a model carried by a Python package"

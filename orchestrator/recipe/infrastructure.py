@@ -103,4 +103,4 @@ class WorkingDirs(StrictModel):
     launch_iteration_pattern: Word = "{timestamp}_{name}_{run_id}"
     """Run directory inside the output folder. Fields: timestamp, name, run_id, experiment_id (= name_runid)."""
     job_pattern: Word = "job_{job_id}"
-    """Directory of one trial inside trials/. Fields: job_id (= <experiment id>_iter_<number>), number, experiment_id."""
+    """Directory of one trial inside trials/. Fields: job_id (<experiment id>_iter_<number>), number, experiment_id."""

@@ -77,7 +77,7 @@ class SlurmScheduler:
         return answer.returncode is None or bool(_AMBIGUOUS.search(answer.stderr))
 
     def status_argv(self) -> list[str]:
-        # Asking by id fails as a whole for one unknown id (rc 1) or leaves it out in silence: ask for all of the user's.
+        # Asking by id fails as a whole for one unknown id, or leaves it out in silence: ask for all of the user's.
         return ["squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%N|%r"]
 
     def parse_status(self, answer: Answer) -> dict[str, Seen] | None:

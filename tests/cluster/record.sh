@@ -18,7 +18,7 @@ as_user() {
 }
 
 neutralise() {
-  sed -i -e "s/\b$CLUSTER_USER\b/alice/g" -e "s/\b$host\b/login1/g" -e "s#$work#/home/alice/runs#g" -e 's/([0-9]*)$/(1000)/' "$@"
+  sed -i -e "s/\b$CLUSTER_USER\b/alice/g" -e "s/\b$host\b/login1/g" -e "s#$work#/home/alice/runs#g" -e 's/alice([0-9]*)/alice(1000)/g' "$@"
 }
 
 # record NAME COMMAND: the command is one line of bash, run as the ordinary user.
@@ -47,7 +47,7 @@ mkdir -p "$recorded"
 rm -f "$recorded"/*.out "$recorded"/*.err "$recorded/INDEX.tsv"
 
 list="squeue --me -h -t all -o '%i|%j|%T|%N|%r'"
-record squeue_empty "$list"
+record squeue_empty "squeue --me -h -o '%i|%j|%T|%N|%r'"
 record sbatch_parsable 'sbatch --parsable --job-name=runs --time=10 job.sh'
 record sbatch_plain 'sbatch --job-name=fails fails.sh'
 record sbatch_gpu 'sbatch --parsable --partition=gpu --gpus-per-node=2 --nodes=2 --job-name=gpus ok.sh'
@@ -56,6 +56,7 @@ record sbatch_long 'sbatch --parsable --time=40 --job-name=too_long ok.sh'
 record sbatch_held 'sbatch --parsable --hold --job-name=held ok.sh'
 record sbatch_dependent 'sbatch --parsable --dependency=afterok:'"$(id sbatch_parsable) --job-name=waits ok.sh"
 record sbatch_array 'sbatch --parsable --array=0-3%2 --job-name="a|b c" ok.sh'
+record sbatch_array_held 'sbatch --parsable --hold --array=0-9 --job-name=held_array ok.sh'
 record sbatch_short 'sbatch --parsable --time=1 --job-name=over_time job.sh'
 record sbatch_unlaunchable 'sbatch --parsable --output=/nonexistent/x.out --job-name=no_folder ok.sh'
 record sbatch_cancelled 'sbatch --parsable --job-name=cancelled job.sh'

@@ -88,7 +88,7 @@ class SupervisedJob:
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PBS_"))}
         self.process: subprocess.Popen[bytes] | None = None
         for folder in ("scripts", "secrets"):
-            (run_dir / folder).mkdir(parents=True)
+            (run_dir / folder).mkdir(parents=True, exist_ok=True)
         self.token_file = run_dir / "secrets" / "api_token"
         self.token_file.write_text(TOKEN + "\n")
         self.batch_log = run_dir / "vllm.batch"
@@ -198,7 +198,7 @@ class SupervisedJob:
 
 @pytest.fixture
 def new_job(tmp_path: Path) -> Iterator[Callable[..., SupervisedJob]]:
-    """Return a maker of jobs, each with its own run directory unless one is given a name to share."""
+    """Return a maker of jobs; two of the same name share a run directory."""
     jobs: list[SupervisedJob] = []
 
     def make(name: str = "run") -> SupervisedJob:

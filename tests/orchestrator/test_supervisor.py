@@ -254,7 +254,7 @@ def test_job_id_comes_from_slurm_with_its_restart_count(job: SupervisedJob) -> N
     assert job.log() == "done\n"
 
 
-@pytest.mark.parametrize("name", ["with space", "it's \"quoted\" $HOME `x`", "ünïcödé-日本", "-dash;rm\nline"])
+@pytest.mark.parametrize("name", ["with space", 'it\'s "quoted" $HOME `x`', "ünïcödé-日本", "-dash;rm\nline"])
 def test_hostile_run_directory_is_served(new_job: NewJob, name: str) -> None:
     job = new_job(name)
     secrets = {"secret_env": {"VLLM_API_KEY": str(job.token_file)}, "auth_token_file": str(job.token_file)}
@@ -273,4 +273,3 @@ def test_unicode_paths_work_where_the_locale_is_ascii(new_job: NewJob) -> None:
     job.start(job.server, env={"NAME": "ü"}, secret_env={"VLLM_API_KEY": str(job.token_file)})
     job.wait_for_state("ready")
     assert "NAME=ü\0".encode() in Path(f"/proc/{job.child_pid()}/environ").read_bytes()
-

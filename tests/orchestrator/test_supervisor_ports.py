@@ -169,7 +169,7 @@ def test_decoy_that_answers_for_the_server_does_not_count(job: SupervisedJob) ->
 def test_server_of_a_descendant_counts(job: SupervisedJob) -> None:
     # A container runtime or a shell stands between the supervisor and the server.
     words = " ".join(f"'{word}'" for word in job.server)
-    job.start(["sh", "-c", f"(sh -c \"{words} & wait\"); true"])
+    job.start(["sh", "-c", f'(sh -c "{words} & wait"); true'])
     job.wait_for_state("ready")
 
 
@@ -189,4 +189,4 @@ Server((sys.argv[1], int(sys.argv[2])), SimpleHTTPRequestHandler).serve_forever(
     argv = [*PYTHON, str(job.program("server6.py", text)), "@BIND@", "@PORT@"]
     job.start(argv, bind="::1", health=[{"path": "/", "auth": False, "nonempty": None}])
     job.wait_for_state("ready")
-    assert job.endpoint["url"] == f"http://127.0.0.1:{job.endpoint['port']}"
+    assert job.endpoint["url"] == f"http://[::1]:{job.endpoint['port']}"

@@ -5,6 +5,7 @@ import shutil
 import socket
 import tarfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ class SmallCifar(datasets.CIFAR100):  # type: ignore[misc] # torchvision has no 
     """Stands in for torchvision's class, with files that a test can make."""
 
     base_folder = "small-cifar"
-    train_list = [["train", None]]
-    test_list = [["test", None]]
-    meta = {"filename": "meta", "key": "fine_label_names", "md5": None}
+    train_list: ClassVar = [["train", None]]
+    test_list: ClassVar = [["test", None]]
+    meta: ClassVar = {"filename": "meta", "key": "fine_label_names", "md5": None}
 
 
 @pytest.fixture

@@ -29,7 +29,12 @@ def test_replace_atomically_success_replaces_privately(tmp_path: Path) -> None:
 def test_replace_atomically_error_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), replace_atomically(path) as stream:
-        stream.write(b"half")
-        raise ZeroDivisionError
+
+    def fail_halfway() -> None:
+        with replace_atomically(path) as stream:
+            stream.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("file", b"old")]

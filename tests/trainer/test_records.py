@@ -25,15 +25,15 @@ RECORD = EpochRecord(
     at=1e9,
 )
 HISTORY = [replace(RECORD, epoch=epoch, val_accuracy=accuracy) for epoch, accuracy in ((1, 0.2), (2, 0.6), (3, 0.4))]
-# docs/run-directory.md, "Trial: metrics.jsonl and results.json"
+# The contract of docs/run-directory.md.
 LINE_FIELDS = (
     "job_id epoch num_epochs step time_s epoch_time_s train_loss train_accuracy val_loss val_accuracy learning_rate "
     "images_per_s at"
 )
 RESULT_FIELDS = (
     "schema_version job_id status hyperparameters dataset num_classes train_images val_images test_images epochs_run "
-    "val_accuracy best_val_accuracy best_epoch val_auc test_accuracy training_time_s images_per_s num_parameters device "
-    "precision seed versions"
+    "val_accuracy best_val_accuracy best_epoch val_auc test_accuracy training_time_s images_per_s num_parameters "
+    "device precision seed versions"
 )
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,9 +20,9 @@ class TorchvisionReader(datasets.CIFAR100):  # type: ignore[misc] # torchvision 
     """torchvision's own reader, without the md5 sums of the real data set."""
 
     base_folder = synthetic.FOLDER
-    train_list = [["train", None]]
-    test_list = [["test", None]]
-    meta = {"filename": "meta", "key": "fine_label_names", "md5": None}
+    train_list: ClassVar = [["train", None]]
+    test_list: ClassVar = [["test", None]]
+    meta: ClassVar = {"filename": "meta", "key": "fine_label_names", "md5": None}
 
 
 def test_write_synthetic_is_read_by_torchvision(tmp_path: Path) -> None:
