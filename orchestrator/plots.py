@@ -28,7 +28,7 @@ _SERIES = tuple(f"#0102{index:02x}" for index in range(6))
 _VARIABLES = {_INK: "--plot-ink", _MUTED: "--plot-muted", _GRID: "--plot-grid", _PAPER: "--plot-paper"} | {
     colour: f"--plot-{index}" for index, colour in enumerate(_SERIES)
 }
-_MARKERS = ("o", "s", "^", "D", "v", "p")
+_MARKERS = ("o", "s", "^", "D", "v", "*")
 STYLES = len(_SERIES)
 """How many styles (colour and marker) there are for series; a style is an index below it."""
 

@@ -13,7 +13,8 @@ from orchestrator.rundir import RunDir
 class RequestTrace:
     """The measured requests of one or more benchmarks, in the order in which they finished.
 
-    ``ttft_s`` and ``e2e_s`` are of successful requests only; a flight may have failed.
+    ``ttft_s`` and ``e2e_s`` are of successful requests only; a flight may have failed,
+    then it brought no tokens.
     """
 
     flights: list[Flight] = field(default_factory=list)
@@ -51,9 +52,10 @@ def _read_requests(run: RunDir, name: str) -> RequestTrace:
         if record.get("warmup") is True or sent_at_s is None or eof_at_s is None:
             continue
         first_at_s, last_at_s = as_number(record.get("first_token_at_s")), as_number(record.get("last_token_at_s"))
-        tokens = as_number(record.get("completion_tokens")) or 0.0
+        is_success = record.get("error_class") is None
+        tokens = (as_number(record.get("completion_tokens")) or 0.0) if is_success else 0.0
         trace.flights.append(Flight(sent_at_s, eof_at_s, first_at_s, last_at_s, tokens))
-        if record.get("error_class") is None:
+        if is_success:
             trace.e2e_s.append(eof_at_s - sent_at_s)
             if first_at_s is not None:
                 trace.ttft_s.append(first_at_s - sent_at_s)

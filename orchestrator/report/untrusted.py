@@ -49,11 +49,12 @@ def as_count(value: object) -> int | None:
 def as_text(value: object, limit: int = 2000) -> str | None:
     """Return ``value`` as text that a page can show, or None if there is nothing to show.
 
-    Terminal colours are removed, other control characters replaced; the middle of what is longer than ``limit`` is left out.
+    Terminal colours are removed, other control characters replaced; of what is longer than ``limit`` the middle is left
+    out.
     """
     if value is None or isinstance(value, (dict, list)):
         return None
-    text = _UNSHOWABLE.sub("\ufffd", _ANSI.sub("", str(value).replace("\r\n", "\n"))).strip()
+    text = _UNSHOWABLE.sub("\ufffd", _ANSI.sub("", re.sub(r"\r\n?", "\n", str(value)))).strip()
     if len(text) > limit:
         text = f"{text[: limit // 2]}\n… {len(text) - limit:,} characters left out …\n{text[-(limit // 2) :]}"
     return text or None

@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from orchestrator.report.untrusted import as_number, as_text
+from orchestrator.report.views import Badge, Tone
 
 NONE = "–"
 _NBSP = "\u00a0"
-_TONES = {
+_TONES: dict[Tone, set[str]] = {
     "good": {"completed", "ready", "running", "done", "finished"},
     "bad": {"failed", "timeout", "out_of_memory", "node_fail", "lost", "error"},
-    "warn": {"interrupted", "stopped", "cancelled", "preempted", "pruned", "skipped", "unknown", "suspended", "requeued"},
+    "warn": {
+        "interrupted",
+        "stopped",
+        "cancelled",
+        "preempted",
+        "pruned",
+        "skipped",
+        "unknown",
+        "suspended",
+        "requeued",
+    },
 }
-
-
-@dataclass(frozen=True)
-class Badge:
-    """A state and how it is coloured: good, bad, warn or plain."""
-
-    text: str
-    tone: str
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One value and what it is, with a remark where the value needs one."""
-
-    label: str
-    value: str
-    remark: str | None = None
 
 
 def state_badge(value: object) -> Badge:
     """Return the badge of a state of a run, a stage, a job or a trial."""
     text = as_text(value, 40) or "unknown"
-    tone = next((tone for tone, states in _TONES.items() if text.lower() in states), "plain")
+    tone: Tone = next((tone for tone, states in _TONES.items() if text.lower() in states), "plain")
     return Badge(text.lower().replace("_", " "), tone)
 
 

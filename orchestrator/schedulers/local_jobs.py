@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ from typing import Any, NamedTuple
 
 LISTED_AFTER_END_S = 86400.0
 KEPT_AFTER_END_S = 7 * 86400.0
+# A home folder may serve many hosts; only its own host can tell whether a job has ended.
+KEPT_OF_OTHER_HOSTS_S = 30 * 86400.0
 POLL_S = 0.05
 KILL_PATIENCE_S = 5.0
 
@@ -68,6 +71,7 @@ def read_all_processes() -> "dict[int, Process]":
     return {process.pid: process for process in found if process is not None and process.is_alive}
 
 
+@functools.lru_cache(maxsize=1)
 def boot_id() -> str:
     """Return what changes when the machine boots, and start times begin anew."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -185,7 +189,10 @@ class Registry:
         """Remove the files of jobs that ended long ago."""
         for job in self.jobs():
             self.state(job)
-            if time.time() - float(job.entry.get("ended_at", time.time())) > KEPT_AFTER_END_S:
+            now, entry = time.time(), job.entry
+            is_old = now - float(entry.get("ended_at", now)) > KEPT_AFTER_END_S
+            is_foreign = not job.is_here and now - float(entry.get("submitted_at", now)) > KEPT_OF_OTHER_HOSTS_S
+            if is_old or is_foreign:
                 with contextlib.suppress(FileNotFoundError):
                     job.path.unlink()
 
@@ -294,16 +301,17 @@ class Cancellation:
         for job in self._jobs:
             job.note(cancelled_at=time.time())
         remaining = self._look()
-        asked: set[Process] = set()
+        asked: set[tuple[int, int]] = set()
         deadline = time.monotonic() + grace_s
         while any(remaining.values()) and time.monotonic() < deadline:
             for job in self._jobs:
                 members = remaining[job.id]
                 leaders = [process for process in members if process.pid == job.pid]
                 # A leader tells its own processes; without one (it died, or bash did) they are told directly.
-                for process in set(leaders or members) - asked:
-                    process.send(signal.SIGTERM)
-                    asked.add(process)
+                for process in sorted(leaders or members, key=lambda process: process.start_time):
+                    if (process.pid, process.start_time) not in asked:
+                        process.send(signal.SIGTERM)
+                        asked.add((process.pid, process.start_time))
             time.sleep(POLL_S)
             remaining = self._look()
         return self._kill(remaining)

@@ -11,14 +11,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.orchestrator.conftest import SupervisedJob
-
-from conftest import SUPERVISOR, is_running, wait_for
+from tests.orchestrator.conftest import SUPERVISOR, SupervisedJob, is_running, wait_for
 
 PROGRAM = SUPERVISOR.parent / "schedulers" / "local_jobs.py"
 COMMAND = [sys.executable, "-S", "-s", str(PROGRAM)]
@@ -43,8 +40,8 @@ class Machine:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def script(self, text: str) -> str:
-        """Return the path of a new script."""
-        path = self.folder / "job's script.sh"
+        """Return the path of a new script; bash reads it bit by bit, so no two jobs share one."""
+        path = self.folder / f"job's script {len(list(self.folder.iterdir()))}.sh"
         path.write_text(text)
         return str(path)
 
@@ -67,6 +64,10 @@ class Machine:
     def state(self, job_id: str) -> str | None:
         """Return a job's state by the one status call."""
         return next((line["state"] for line in self.lines("status") if line["id"] == job_id), None)
+
+    def wait_for_state(self, job_id: str, state: str) -> None:
+        """Wait until the status call shows a state."""
+        wait_for(lambda: self.state(job_id) == state)
 
     def register(self, pid: int, starttime: int, **changes: Any) -> str:
         """Write a registry file by hand and return the id."""
@@ -129,14 +130,14 @@ def test_job_outlives_a_killed_submitter(machine: Machine) -> None:
 
 def test_job_is_registered_before_its_script_runs(machine: Machine) -> None:
     job_id = machine.submit(f"cat '{machine.registry}'/*.json; echo id=$ORCH_JOB_ID; umask")
-    wait_for(lambda: machine.state(job_id) == "ENDED")
+    machine.wait_for_state(job_id, "ENDED")
     first, *rest = machine.output().splitlines()
     assert rest == [f"id={job_id}", "0077"]
     entry = json.loads(first)
     pid, ticks = map(int, job_id.split("."))
     assert (entry["id"], entry["name"], entry["pid"], entry["starttime"]) == (job_id, "orch-1-vllm", pid, ticks)
     assert (entry["sid"], entry["stdout"]) == (pid, str(machine.folder / "job.out"))
-    assert entry["script"].endswith("job's script.sh")
+    assert Path(entry["script"]).read_text().startswith("cat ")
     assert abs(entry["submitted_at"] - time.time()) < 30
     assert (machine.folder / "job.out").stat().st_mode & 0o777 == 0o600
 
@@ -177,9 +178,9 @@ def test_status_after_kill_9_shows_orphans_then_the_end(machine: Machine) -> Non
     job_id = machine.submit(f"sleep 60 & echo $! > '{machine.folder}/pid'; wait")
     sleeper = machine.pid("pid")
     os.kill(int(job_id.split(".")[0]), signal.SIGKILL)
-    wait_for(lambda: machine.state(job_id) == "ORPHANED")
+    machine.wait_for_state(job_id, "ORPHANED")
     os.kill(sleeper, signal.SIGKILL)
-    wait_for(lambda: machine.state(job_id) == "ENDED")
+    machine.wait_for_state(job_id, "ENDED")
 
 
 def test_cancel_ends_a_job_that_heeds_term(machine: Machine) -> None:
@@ -204,10 +205,10 @@ def test_cancel_ends_a_job_that_heeds_term(machine: Machine) -> None:
 
 def test_cancel_tells_what_a_shell_left_running(machine: Machine) -> None:
     # bash dies of TERM and tells its children nothing.
-    inner = (
-        f"trap 'echo told > \"{machine.folder}/told\"; exit' TERM; echo $$ > '{machine.folder}/pid'; sleep 60 & wait"
-    )
-    job_id = machine.submit(f"bash -c {json.dumps(inner).replace('$', chr(92) + '$')}\ntrue")
+    folder = machine.folder
+    machine.script(f"trap 'echo > \"{folder}/told\"; exit' TERM; echo $$ > '{folder}/pid'; while :; do sleep 0.1; done")
+    inner = next(folder.glob("job's script *.sh")).rename(folder / "inner.sh")
+    job_id = machine.submit(f"bash '{inner}'\ntrue")
     pid = machine.pid("pid")
     machine.lines("cancel", "--grace-s", "5", job_id)
     assert (machine.folder / "told").exists()
@@ -238,7 +239,7 @@ def test_cancel_ends_several_jobs_in_one_grace_time(machine: Machine) -> None:
 
 def test_job_that_ended_by_itself_is_not_cancelled(machine: Machine) -> None:
     job_id = machine.submit("true")
-    wait_for(lambda: machine.state(job_id) == "ENDED")
+    machine.wait_for_state(job_id, "ENDED")
     assert [(line["was"], line["state"]) for line in machine.lines("cancel", job_id)] == [("ENDED", "ENDED")]
 
 
@@ -265,9 +266,12 @@ def test_ended_jobs_are_listed_for_a_day_and_kept_for_a_week(machine: Machine) -
     ages_s = {1: 3600.0, 2: 2 * 86400.0, 3: 8 * 86400.0}
     ids = {at: machine.register(at, at, ended_at=time.time() - age_s) for at, age_s in ages_s.items()}
     assert [line["id"] for line in machine.lines("status")] == [ids[1]]
+    month_s = 30 * 86400.0
+    machine.register(4, 4, host="elsewhere", submitted_at=time.time() - month_s - 60)
+    ids[5] = machine.register(5, 5, host="elsewhere", submitted_at=time.time() - month_s + 3600)
     machine.submit("true")
     found = {line["id"] for line in machine.lines("find", "--name", "by-hand")}
-    assert found == {ids[1], ids[2]}
+    assert found == {ids[1], ids[2], ids[5]}
 
 
 def test_status_of_hundreds_is_cheap_and_survives_a_broken_file(machine: Machine) -> None:
@@ -290,7 +294,7 @@ def test_cpus_are_handed_out_in_turn(machine: Machine) -> None:
     seen = []
     for _ in allowed:
         job_id = machine.submit(text, "--cpus", "1")
-        wait_for(lambda job_id=job_id: machine.state(job_id) == "ENDED")
+        machine.wait_for_state(job_id, "ENDED")
         seen.append(int(machine.output().split()[-1]))
     assert sorted(seen) == allowed
 

@@ -9,16 +9,13 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.orchestrator.conftest import SupervisedJob
+from tests.orchestrator.conftest import SUPERVISOR, SupervisedJob, is_running, wait_for
 
-from conftest import SUPERVISOR, is_running, wait_for
-
-NewJob = Callable[..., "SupervisedJob"]
+NewJob = Callable[..., SupervisedJob]
 TARGETS = [{"kind": "service", "port": "@PORT@", "labels": {}}]
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
 

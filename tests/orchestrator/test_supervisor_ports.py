@@ -6,14 +6,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.orchestrator.conftest import SupervisedJob
-
-from conftest import PYTHON, is_running, wait_for
+from tests.orchestrator.conftest import PYTHON, SupervisedJob, is_running, wait_for
 
 # Tells its port, and binds it when allowed to; silent or not about a failure.
 BINDER = """

@@ -44,7 +44,7 @@ def test_load_large_pictures_become_32_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
 def test_load_any_mode_becomes_colour(pictures: Path, mode: str) -> None:
     suffix = "jpg" if mode == "CMYK" else "png"
-    path = pictures / "train" / "blue" / f"00.{suffix}"
+    path = pictures / "train" / "blue" / f"-first.{suffix}"
     Image.new("RGB", (24, 24), (255, 255, 255)).convert(mode).save(path)
     image = folder.load(pictures, image_size=24).train.images[0]
     assert np.array_equal(image, np.full((24, 24, 3), 255))
@@ -55,7 +55,7 @@ def test_load_rotated_by_exif_is_upright(pictures: Path) -> None:
     picture.paste((255, 255, 255), (0, 0, 32, 16))
     exif = Image.Exif()
     exif[0x0112] = 3  # turned upside down
-    picture.save(pictures / "train" / "blue" / "00.png", exif=exif)
+    picture.save(pictures / "train" / "blue" / "-first.png", exif=exif)
     image = folder.load(pictures, image_size=32).train.images[0]
     assert (image[:16].max(), image[16:].min()) == (0, 255)
 

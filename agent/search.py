@@ -1,0 +1,279 @@
+"""One search: the work of each node of the flow. The study says what has been done; nothing else is remembered."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from agent.history import TrialView, best_of
+from agent.proposer import Asked, Proposer
+from agent.relay import SEARCH_JOB, TrialRelay, search_samples
+from agent.report import describe_params, keep_best_checkpoint, link_curves, search_figures, write_tables
+from agent.study import SearchStudy
+from agent.trials import (
+    EVALUATION_JOB,
+    TrialPlace,
+    evaluation_draft,
+    has_results,
+    is_finite_number,
+    read_end,
+    trial_draft,
+    trial_place,
+)
+from orchestrator.atomic import read_json
+from orchestrator.errors import CommandError, OrchError, StageError, SubmitError
+from orchestrator.jobs import TrackedJob
+from orchestrator.recipe.hpo import Hpo
+from orchestrator.schedulers import JobState
+from orchestrator.stage import StageContext
+
+# A shared file system shows a file of another node late.
+RESULTS_GRACE_S = 10.0
+MAX_REFUSALS = 3
+log = logging.getLogger(__name__)
+
+Next = Literal["propose", "poll", "report"]
+
+
+class SearchState(TypedDict, total=False):
+    """What nodes tell each other; plain data, so that a checkpointer can keep it.
+
+    Attributes:
+        proposed: Number of the trial to submit.
+        ended: Numbers of the trials whose jobs have ended.
+        next: Where decide leads.
+        result: What report found.
+    """
+
+    proposed: int
+    ended: list[int]
+    next: Next
+    result: dict[str, Any]
+
+
+@dataclass
+class RunningTrial:
+    """A submitted trial."""
+
+    place: TrialPlace
+    job: TrackedJob
+    relay: TrialRelay
+    ended_at: float | None = None
+
+
+class Search:
+    """The nodes of the flow over one study."""
+
+    def __init__(self, context: StageContext, hpo: Hpo, study: SearchStudy, proposer: Proposer | None) -> None:
+        """Make a search; without a proposer the study's own sampler suggests everything."""
+        self._context, self._hpo, self._study, self._proposer = context, hpo, study, proposer
+        self._polling = context.recipe.job.polling
+        self._running: dict[int, RunningTrial] = {}
+        self._refusals = 0
+
+    def reconcile(self, _: SearchState) -> SearchState:
+        """Adopt what the study already holds: trials whose jobs are tracked go on, the others were cut off."""
+        trials = self._study.views()
+        for trial in trials:
+            if not trial.is_running:
+                continue
+            place = self._place(trial.number)
+            if place.job in self._context.jobs:
+                self._watch(trial.number, self._context.jobs[place.job])
+            else:
+                self._study.tell_failure(
+                    trial.number, "the orchestrator ended before this trial did", {"interrupted": True}
+                )
+        if trials:
+            self._say(f"hpo: goes on after {sum(not trial.is_running for trial in trials)} trials")
+        return {"next": self._choose_next()}
+
+    def propose(self, _: SearchState) -> SearchState:
+        """Choose the parameters of the next trial."""
+        if self._proposer is None:
+            asked = Asked(None, self._hpo.sampler, {})
+        else:
+            asked = self._proposer.propose(self._study.views(), self._study.next_number)
+        trial = self._study.ask(asked)
+        if asked.source == "tpe_fallback":
+            self._say(f"trial {trial.number}: TPE's suggestion instead of the model's: {asked.notes['rejects'][-1]}")
+        return {"proposed": trial.number}
+
+    def submit(self, state: SearchState) -> SearchState:
+        """Submit the proposed trial; one that the scheduler refuses has failed."""
+        number = state["proposed"]
+        place, trial = self._place(number), self._study.view(number)
+        place.make()
+        planned = self._context.plan_job(trial_draft(self._context.plan, self._hpo, place, trial.params))
+        self._study.note(number, job=place.job, job_id=place.job_id, job_token=planned.token)
+        planned.write()
+        try:
+            job = self._context.jobs.submit(planned)
+        except SubmitError as error:
+            self._refusals += 1
+            self._finish(self._study.tell_failure(number, str(error), {"job_state": "REFUSED"}))
+            if self._refusals >= MAX_REFUSALS:
+                raise StageError(
+                    f"hpo: the scheduler refused {self._refusals} trials in a row. The last time:\n{error}"
+                ) from error
+            return {}
+        self._refusals = 0
+        self._study.note(number, scheduler_job_id=job.job_id)
+        self._watch(number, job)
+        return {}
+
+    def poll(self, _: SearchState) -> SearchState:
+        """Wait until a trial has ended; not at all while there is room for a further one."""
+        has_room = self._choose_next() == "propose"
+        while True:
+            self.breathe(0.0 if has_room else self._polling.records_s)
+            ended = [number for number, trial in self._running.items() if self._has_ended(trial)]
+            if ended or has_room or not self._running:
+                return {"ended": ended}
+
+    def tell(self, state: SearchState) -> SearchState:
+        """Tell the study how the ended trials went."""
+        for number in state.get("ended", []):
+            running = self._running.pop(number)
+            running.relay.look(is_over=True)
+            end = read_end(self._context.run, running.job, running.place, self._hpo.objective)
+            if end.objective is None:
+                told = self._study.tell_failure(number, end.cause or "", end.attrs)
+            else:
+                told = self._study.tell_value(number, end.objective, end.attrs)
+            self._finish(told)
+        return {"ended": []}
+
+    def decide(self, _: SearchState) -> SearchState:
+        """Choose where to go on.
+
+        Raises:
+            StageError: too many trials have failed.
+        """
+        failed = [trial for trial in self._study.views() if trial.has_failed]
+        limit = self._hpo.max_failed_trials
+        allowed = self._hpo.trials // 2 if limit is None else limit
+        if len(failed) > allowed or len(failed) >= self._hpo.trials:
+            raise StageError(
+                f"hpo: {len(failed)} of {self._hpo.trials} trials failed, {allowed} may. "
+                f"The last, trial {failed[-1].number}:\n{failed[-1].cause}\n"
+                f"All causes: {self._context.run.reports}/trials.csv. The limit is job.hpo.max_failed_trials."
+            )
+        return {"next": self._choose_next()}
+
+    def report(self, _: SearchState) -> SearchState:
+        """Write the tables, keep the best weights, and measure test accuracy once."""
+        result = search_figures(self._hpo, self._study.views(), self._place)
+        best = best_of(self._study.views())
+        if best is None:
+            raise StageError("hpo: no trial has a result")
+        self.write_tables()
+        place = self._place(best.number)
+        warning = keep_best_checkpoint(place, self._context.run.checkpoints)
+        warnings = [warning] if warning else []
+        link_curves(self._context.run, [self._place(trial.number) for trial in self._study.views()])
+        if self._hpo.evaluate_winner:
+            accuracy, warning = self._evaluate(best, place)
+            result["test_accuracy"] = accuracy
+            warnings += [warning] if warning else []
+        for warning in warnings:
+            self._say(f"hpo: warning: {warning}")
+        return {"result": {**result, "warnings": warnings}}
+
+    def write_tables(self) -> None:
+        """Write trials.json and trials.csv of what the study holds now."""
+        rows = search_figures(self._hpo, self._study.views(), self._place)["trials"]
+        write_tables(self._context.run.reports, rows)
+
+    def abandon(self, why: str) -> None:
+        """End the running trials, in the scheduler and in the study: nothing is left RUNNING for ever."""
+        try:
+            self._context.jobs.cancel([running.job for running in self._running.values()])
+        except CommandError as error:
+            log.warning("%s", error)  # the run's tear-down tries again
+        for trial in self._study.views():
+            if trial.is_running:
+                self._study.tell_failure(trial.number, f"the search ended: {why}", {"interrupted": True})
+        self._running.clear()
+        self.write_tables()
+
+    def breathe(self, seconds: float) -> None:
+        """Wait, while jobs are watched and what trials write is passed on."""
+        self._context.wait(seconds)
+        for running in self._running.values():
+            running.relay.look()
+
+    def _choose_next(self) -> Next:
+        counted = [trial for trial in self._study.views() if trial.counts]
+        if len(counted) < self._hpo.trials and len(self._running) < self._hpo.parallel_trials:
+            return "propose"
+        return "poll" if self._running else "report"
+
+    def _place(self, number: int) -> TrialPlace:
+        context = self._context
+        pattern = context.recipe.job.working_dirs.job_pattern
+        return trial_place(context.run, pattern, context.experiment_id, number)
+
+    def _watch(self, number: int, job: TrackedJob) -> None:
+        place, context = self._place(number), self._context
+        relay = TrialRelay(context.metrics, place.metrics, context.run_id, place.job_id, self._polling.metrics_s)
+        self._running[number] = RunningTrial(place, job, relay)
+
+    @staticmethod
+    def _has_ended(running: RunningTrial) -> bool:
+        """Return whether the job has ended and its results, if it completed, are to be seen."""
+        if not running.job.state.is_final:
+            return False
+        now = time.monotonic()
+        running.ended_at = running.ended_at or now
+        is_late = now - running.ended_at > RESULTS_GRACE_S
+        return running.job.state != JobState.COMPLETED or has_results(running.place) or is_late
+
+    def _finish(self, trial: TrialView) -> None:
+        """Tell everybody of an ended trial."""
+        trials = [other for other in self._study.views() if other.counts]
+        best, finished = best_of(trials), sum(not other.is_running for other in trials)
+        how = (
+            f"{self._hpo.objective} {trial.objective:.4f}" if trial.objective is not None else f"failed: {trial.cause}"
+        )
+        self._say(f"trial {trial.number} ({trial.attrs.get('source')}): {describe_params(trial.params)} → {how}")
+        detail = f"best {best.objective:.4f} (trial {best.number})" if best and best.objective is not None else ""
+        self._context.progress.show_bar("trials", finished, self._hpo.trials, detail)
+        samples = search_samples(finished, sum(other.has_failed for other in trials), best.objective if best else None)
+        self._context.metrics.push({"job": SEARCH_JOB, "run": self._context.run_id}, samples)
+
+    def _evaluate(self, best: TrialView, place: TrialPlace) -> tuple[float | None, str | None]:
+        """Return the winner's test accuracy, or None and a warning."""
+        if EVALUATION_JOB not in self._context.jobs:
+            self._say(f"hpo: measures the test accuracy of trial {best.number}")
+            planned = self._context.plan_job(evaluation_draft(self._context.plan, self._hpo, place, best.params))
+            planned.write()
+            try:
+                self._context.jobs.submit(planned)
+            except SubmitError as error:
+                return None, f"test accuracy was not measured: {error}"
+        job = self._context.jobs[EVALUATION_JOB]
+        while not job.state.is_final:
+            self.breathe(self._polling.records_s)
+        accuracy = self._read_test_accuracy(place)
+        if job.state != JobState.COMPLETED:
+            return None, f"test accuracy was not measured: {self._context.jobs.failure(job)}"
+        return (accuracy, None) if accuracy is not None else (None, f"{place.results} holds no test accuracy")
+
+    def _read_test_accuracy(self, place: TrialPlace) -> float | None:
+        """Return the figure when it can be seen; the file was there before and is replaced."""
+        deadline = time.monotonic() + RESULTS_GRACE_S
+        while True:
+            results = read_json(place.results)
+            value = results.get("test_accuracy") if isinstance(results, dict) else None
+            if is_finite_number(value):
+                return float(value)  # type: ignore[arg-type]
+            if time.monotonic() > deadline:
+                return None
+            self.breathe(self._polling.records_s)
+
+    def _say(self, text: str) -> None:
+        self._context.progress.say(text)

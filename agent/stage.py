@@ -1,0 +1,121 @@
+"""The hpo stage: checks, the plan's sample job, and the search itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.dataset import check_data, describe_data
+from agent.space import centre, ordered
+from agent.trainer_arguments import SET_BY_THE_SEARCH, TRAINER_ARGUMENTS
+from agent.trials import trial_draft, trial_place
+from orchestrator.errors import OrchError, Problem, ProgramMissingError, RecipeError, StageError
+from orchestrator.interrupts import TerminatedError
+from orchestrator.recipe.document import Recipe
+from orchestrator.recipe.hpo import Hpo
+from orchestrator.service import JobDraft, PlanContext
+from orchestrator.stage import StageContext
+
+
+class HpoStage:
+    """A search over the trainer's hyperparameters."""
+
+    name = "hpo"
+
+    def is_wanted(self, recipe: Recipe) -> bool:
+        return recipe.job.hpo is not None
+
+    def check(self, context: PlanContext) -> None:
+        hpo = _hpo(context.recipe)
+        _check_names(hpo)
+        ordered(hpo.space)
+        _check_python(context)
+        check_data(hpo)
+
+    def sample_job(self, context: PlanContext) -> JobDraft | None:
+        """Return the job of trial 0, with the middle of the space for its parameters."""
+        hpo = _hpo(context.recipe)
+        job = context.recipe.job
+        place = trial_place(context.run, job.working_dirs.job_pattern, job.name, 0)
+        return trial_draft(context, hpo, place, centre(hpo.space))
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        # LangGraph and Optuna take seconds to import, which other commands need not wait for.
+        from agent.flow import run_flow
+        from agent.search import Search
+
+        search = Search(context, _hpo(context.recipe), *_open_study(context))
+        try:
+            return run_flow(search)
+        except TerminatedError:
+            raise  # the trials run on, to be adopted
+        except (OrchError, KeyboardInterrupt) as error:
+            search.abandon(str(error).splitlines()[0] if str(error) else "interrupted by Ctrl-C")
+            raise
+
+
+def _open_study(context: StageContext) -> tuple[Any, Any]:
+    """Return the study and, if the model is the sampler, its proposer."""
+    from agent.llm import LlmClient
+    from agent.prompts import Task
+    from agent.proposer import Proposer
+    from agent.sampler import make_sampler
+    from agent.study import SearchStudy
+
+    hpo, job = _hpo(context.recipe), context.recipe.job
+    # The sampler's own numbers must not be the same in the second half of a search as in the first: see reseeding in Optuna.
+    sampler = make_sampler(hpo.sampler, hpo.space, hpo.seed % 2**32)
+    study = SearchStudy(context.run.hpo / "study.journal", context.experiment_id, hpo.space, sampler)
+    if hpo.sampler != "llm":
+        return study, None
+    if job.engine is None:
+        raise StageError("hpo: the sampler 'llm' needs an engine, and the recipe has none.")
+    engine = job.engine.kind
+    client = LlmClient(
+        lambda: context.endpoint(engine), context.run.api_token, hpo.llm.request_timeout_s, job.service.model
+    )
+    task = Task(describe_data(hpo.dataset), hpo.objective, hpo.space, hpo.fixed, hpo.trials)
+    log = context.run.hpo / "proposals.jsonl"
+    proposer = Proposer(client, task, hpo.llm, hpo.seed, log, context.wait, job.polling.records_s)
+    return study, proposer
+
+
+def _hpo(recipe: Recipe) -> Hpo:
+    if recipe.job.hpo is None:
+        raise StageError("the recipe has no job.hpo")
+    return recipe.job.hpo
+
+
+def _check_names(hpo: Hpo) -> None:
+    """Make sure that every parameter is an argument of the trainer that a search may set.
+
+    Raises:
+        RecipeError: some are not; names all of them.
+    """
+    allowed = TRAINER_ARGUMENTS - SET_BY_THE_SEARCH
+    problems = [
+        Problem(f"job.hpo.{section}.{name}", _why_not(name), ", ".join(sorted(allowed)))
+        for section, names in (("space", hpo.space), ("fixed", hpo.fixed))
+        for name in names
+        if name not in allowed
+    ]
+    if problems:
+        raise RecipeError("recipe", problems)
+
+
+def _why_not(name: str) -> str:
+    if name == "evaluate_test":
+        return "test accuracy is measured once, on the winner: job.hpo.evaluate_winner"
+    if name in SET_BY_THE_SEARCH:
+        return "is set by the search itself"
+    return "is not an argument of the trainer"
+
+
+def _check_python(context: PlanContext) -> None:
+    import shutil
+
+    python = context.recipe.job.environment.python
+    if python is None or shutil.which(python) is None:
+        raise ProgramMissingError(
+            f"job.environment.python = {python}: there is no such interpreter here.\n"
+            "Name the one that has torch and torchvision, here and on the nodes."
+        )

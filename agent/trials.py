@@ -1,0 +1,181 @@
+"""The jobs of trials: what each runs, where it writes, and how it ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.dataset import data_arguments
+from agent.history import Params
+from agent.trainer_arguments import command_line
+from orchestrator.atomic import make_private_dir, read_json
+from orchestrator.jobs import TrackedJob
+from orchestrator.logs import last_words
+from orchestrator.recipe.hpo import Hpo, Scalar
+from orchestrator.rundir import RunDir
+from orchestrator.schedulers import JobState
+from orchestrator.service import JobDraft, PlanContext
+
+TRIAL_BODY = "services/trial.j2"
+EVALUATION_JOB = "evaluate"
+_FOLDERS = ("output", "logs", "checkpoints", "tensorboard")
+LAST_WORDS_CHARS = 2000
+RESULT_FIGURES = (
+    "val_accuracy", "best_val_accuracy", "best_epoch", "val_auc", "epochs_run", "training_time_s", "images_per_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """Values of templates/services/trial.j2; arguments that are true are flags without a value."""
+
+    python: str
+    program: Path
+    arguments: Mapping[str, str | bool]
+    output_dir: Path
+    job_id: str
+
+
+@dataclass(frozen=True)
+class TrialPlace:
+    """Names and files of one trial.
+
+    Attributes:
+        job_id: ``<experiment id>_iter_<number>``: its name in records and metrics.
+        job: Its job's name in the run.
+        root: Its directory.
+    """
+
+    job_id: str
+    job: str
+    root: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.json"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.root / "checkpoints" / "best.pt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    def make(self) -> None:
+        """Make the directory with its folders.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        for folder in _FOLDERS:
+            make_private_dir(self.root / folder)
+
+
+def trial_place(run: RunDir, job_pattern: str, experiment_id: str, number: int) -> TrialPlace:
+    """Return names and files of trial ``number``."""
+    job_id = f"{experiment_id}_iter_{number}"
+    return TrialPlace(job_id, f"trial_{number:04}", run.trial(job_pattern, job_id, number, experiment_id))
+
+
+def trial_draft(plan: PlanContext, hpo: Hpo, place: TrialPlace, params: Params) -> JobDraft:
+    """Return the job that trains with ``params``."""
+    return _draft(plan, hpo, place, place.job, params, {})
+
+
+def evaluation_draft(plan: PlanContext, hpo: Hpo, place: TrialPlace, params: Params) -> JobDraft:
+    """Return the job that measures the test accuracy of a finished trial with its best checkpoint.
+
+    With ``--resume`` the trainer finds every epoch done and trains none.
+    """
+    return _draft(plan, hpo, place, EVALUATION_JOB, params, {"resume": True, "evaluate_test": True})
+
+
+def _draft(
+    plan: PlanContext, hpo: Hpo, place: TrialPlace, name: str, params: Params, switches: Mapping[str, Scalar]
+) -> JobDraft:
+    job = plan.recipe.job
+    resources = job.resources.trial
+    values = {"seed": hpo.seed % 2**31, **data_arguments(hpo.dataset), **hpo.fixed, **params, **switches}
+    return JobDraft(
+        name=name,
+        role="trial",
+        kind="task",
+        body=TRIAL_BODY,
+        context=TrialContext(
+            python=job.environment.python or "python3",
+            program=plan.project / "trainer" / "train.py",
+            arguments=command_line(values),
+            output_dir=place.root,
+            job_id=place.job_id,
+        ),
+        resources=resources,
+        env={"OMP_NUM_THREADS": str(resources.cpus)} if resources.cpus else {},
+        is_essential=False,
+    )
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a trial ended.
+
+    Attributes:
+        objective: None if it failed.
+        cause: Why it failed, in words; None if it did not.
+        attrs: What the study keeps of it.
+    """
+
+    objective: float | None
+    cause: str | None
+    attrs: Mapping[str, Any]
+
+
+def has_results(place: TrialPlace) -> bool:
+    """Return whether the trial has written its results."""
+    return place.results.is_file()
+
+
+def read_end(run: RunDir, job: TrackedJob, place: TrialPlace, objective: str) -> TrialEnd:
+    """Return how the trial of an ended job went. Only a completed job with completed results has a value."""
+    results = read_json(place.results)
+    figures = _figures(results if isinstance(results, dict) else {})
+    record = job.record
+    ran_s = record.finished_at - record.started_at if record is not None and record.finished_at else None
+    attrs: dict[str, Any] = {"job_state": job.state.value, "figures": figures, "run_s": ran_s}
+    value = figures.get(objective)
+    cause = _find_cause(job, results, objective, value, place)
+    if cause is None:
+        return TrialEnd(value, None, attrs)
+    attrs["last_words"] = last_words(run, job.name, job.job_id)[-LAST_WORDS_CHARS:]
+    return TrialEnd(None, cause, attrs)
+
+
+def _find_cause(job: TrackedJob, results: Any, objective: str, value: float | None, place: TrialPlace) -> str | None:
+    said = results.get("cause") if isinstance(results, dict) else None
+    if job.state != JobState.COMPLETED:
+        return f"{job.state}: {said or job.why or 'it said nothing of its end'}"
+    if not isinstance(results, dict):
+        return f"its job completed, but it left no results.json in {place.root}"
+    if results.get("job_id") != place.job_id:
+        return f"results.json in {place.root} is that of {results.get('job_id')!r}"
+    if results.get("status") != "completed":
+        return f"results.json says {results.get('status')!r}: {said or 'no cause given'}"
+    if value is None:
+        return f"{objective} in results.json is {results.get(objective)!r}, not a finite number"
+    return None
+
+
+def _figures(results: Mapping[str, Any]) -> dict[str, float]:
+    return {name: results[name] for name in RESULT_FIGURES if is_finite_number(results.get(name))}
+
+
+def is_finite_number(value: Any) -> bool:
+    """Return whether ``value`` is a number that JSON can say; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
