@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from langgraph.graph import END, START, StateGraph
@@ -16,13 +17,13 @@ def build_flow(search: Search) -> Any:
     A node that asks for approval goes between propose and submit; a checkpointer is an argument of ``compile``.
     """
     graph = StateGraph(SearchState)
-    graph.add_node("reconcile", search.reconcile)
-    graph.add_node("propose", search.propose)
+    graph.add_node("reconcile", _without_state(search.reconcile))
+    graph.add_node("propose", _without_state(search.propose))
     graph.add_node("submit", search.submit)
-    graph.add_node("poll", search.poll)
+    graph.add_node("poll", _without_state(search.poll))
     graph.add_node("tell", search.tell)
-    graph.add_node("decide", search.decide)
-    graph.add_node("report", search.report)
+    graph.add_node("decide", _without_state(search.decide))
+    graph.add_node("report", _without_state(search.report))
     graph.add_edge(START, "reconcile")
     graph.add_edge("propose", "submit")
     graph.add_edge("submit", "poll")
@@ -39,6 +40,13 @@ def run_flow(search: Search) -> dict[str, Any]:
     # Every node counts as a step, and a search has no limit of them: trials × five.
     state: SearchState = build_flow(search).invoke({}, {"recursion_limit": sys.maxsize})
     return state["result"]
+
+
+def _without_state(work: Callable[[], SearchState]) -> Any:
+    def node(state: SearchState) -> SearchState:  # noqa: ARG001 - LangGraph gives it to every node
+        return work()
+
+    return node
 
 
 def _next(state: SearchState) -> Next:

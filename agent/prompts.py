@@ -53,7 +53,7 @@ def first_messages(task: Task, trials: Sequence[TrialView]) -> list[Message]:
     """Return the conversation that asks for one candidate, given all earlier trials."""
     return [
         {"role": "system", "content": _system(task)},
-        {"role": "user", "content": _user(task, trials)},
+        {"role": "user", "content": _user(trials)},
     ]
 
 
@@ -91,7 +91,7 @@ def _parameter_line(name: str, space: Space) -> str:
     return f"- {name}: {describe_allowed(param)}{used}"
 
 
-def _user(task: Task, trials: Sequence[TrialView]) -> str:
+def _user(trials: Sequence[TrialView]) -> str:
     counted = [trial for trial in trials if trial.counts]
     complete = [trial for trial in counted if trial.objective is not None]
     best = sorted(complete, key=lambda trial: (-(trial.objective or 0.0), trial.number))[:BEST_SHOWN]

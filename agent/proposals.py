@@ -119,20 +119,26 @@ def _typed(param: FloatParam | IntParam | CategoricalParam, value: Any) -> Scala
 
 
 def _say(error: ValidationError, space: Space) -> str:
-    name = str(error.path[0]) if error.path else ""
-    shown = json.dumps(error.instance, ensure_ascii=False, default=str)[:60]
-    if not name:
-        if error.validator == "required":
-            missing = [key for key in error.validator_value if key not in error.instance]
-            first = next((key for key in missing if f"'{key}'" in error.message), missing[0])
-            return f"{first} is missing"
-        if error.validator == "additionalProperties":
-            unknown = sorted(set(error.instance) - set(space) - {RATIONALE})
-            return f"unknown keys: {', '.join(repr(key)[:40] for key in unknown[:3])}"
-        return "the answer must be one JSON object"
+    """Return what is wrong, in words that a small model can act on."""
+    if not error.path:
+        return _say_keys(error, space)
+    name = str(error.path[0])
     if name == RATIONALE:
         return f"{RATIONALE} must be a text of at most {RATIONALE_MAX_CHARS} characters"
+    shown = json.dumps(error.instance, ensure_ascii=False)[:60]
     return f"{name} is {shown}, but must be {describe_allowed(space[name])}"
+
+
+def _say_keys(error: ValidationError, space: Space) -> str:
+    if not isinstance(error.instance, dict):
+        return "the answer must be one JSON object"
+    expected = [*space, RATIONALE]
+    missing = [key for key in expected if key not in error.instance]
+    if error.validator == "required":
+        # There is one error for each missing key; its message begins with the key's repr.
+        return next(f"{key} is missing" for key in missing if error.message.startswith(repr(key)))
+    unknown = sorted(key for key in error.instance if key not in expected)
+    return f"unknown keys: {', '.join(repr(key[:40]) for key in unknown[:3])}"
 
 
 def describe_allowed(param: FloatParam | IntParam | CategoricalParam) -> str:

@@ -1,4 +1,4 @@
-"""Asks the model for one candidate: with retries when it does not answer, with repairs when its answer cannot be used."""
+"""Asks the model for one candidate: again when it does not answer, and for a repair when its answer cannot be used."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _Tally:
 class Proposer:
     """Turns the history into the next candidate with the model's help.
 
-    Every exchange is appended to ``log``: the conversation, the raw answer and the verdict. The API token is in none of them.
+    Every exchange is appended to ``log``: the conversation, the raw answer and the verdict; never the API token.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Proposer:
         return Question(messages, self._schema, round(temperature, 6), self._settings.max_tokens, seed)
 
     def _complete(self, question: Question, number: int, turn: int, tally: _Tally) -> Completion | None:
-        """Return the answer, or None if there is none after all attempts; a silent server gets one attempt next time."""
+        """Return the answer, or None if there is none after all attempts; next time a silent server gets only one."""
         backoffs = () if self._was_silent else BACKOFFS_S
         for backoff_s in (*backoffs, None):
             tally.requests += 1

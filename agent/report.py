@@ -1,4 +1,4 @@
-"""What is left of a search: its tables, its figures for summary.json, the best checkpoint, and all curves in one place."""
+"""What is left of a search: tables, figures for summary.json, the best checkpoint, and all curves in one place."""
 
 from __future__ import annotations
 

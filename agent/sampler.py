@@ -1,4 +1,4 @@
-"""The language model as an Optuna sampler: what it proposed beforehand, and Optuna's own sampler where it proposed nothing."""
+"""The language model as an Optuna sampler: what it proposed beforehand, or else what Optuna's own sampler suggests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TPE_STARTUP_TRIALS = 5
 
 
 def make_tpe(seed: int) -> Any:
-    """Return Optuna's TPE: multivariate, which for one objective is its default, and with few random trials at first."""
+    """Return Optuna's TPE, with few random trials at first; multivariate, its default for one objective."""
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS)
 
 
@@ -28,8 +28,8 @@ def make_sampler(kind: str, space: Space, seed: int) -> Any:
 class LlmSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     """Gives the next trial what was prepared for it.
 
-    An exception inside ``ask()`` would leave a trial running for ever, and a value out of range would be replaced in silence.
-    So everything is checked in ``prepare``, before ``ask()``, and inside nothing can go wrong any more.
+    An exception inside ``ask()`` would leave a trial running for ever, and a value out of range would be replaced in
+    silence. So everything is checked in ``prepare``, before ``ask()``, and inside nothing can go wrong any more.
     """
 
     def __init__(self, space: Space, fallback: Any) -> None:

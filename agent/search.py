@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -24,7 +23,7 @@ from agent.trials import (
     trial_place,
 )
 from orchestrator.atomic import read_json
-from orchestrator.errors import CommandError, OrchError, StageError, SubmitError
+from orchestrator.errors import CommandError, StageError, SubmitError
 from orchestrator.jobs import TrackedJob
 from orchestrator.recipe.hpo import Hpo
 from orchestrator.schedulers import JobState
@@ -74,7 +73,7 @@ class Search:
         self._running: dict[int, RunningTrial] = {}
         self._refusals = 0
 
-    def reconcile(self, _: SearchState) -> SearchState:
+    def reconcile(self) -> SearchState:
         """Adopt what the study already holds: trials whose jobs are tracked go on, the others were cut off."""
         trials = self._study.views()
         for trial in trials:
@@ -91,7 +90,7 @@ class Search:
             self._say(f"hpo: goes on after {sum(not trial.is_running for trial in trials)} trials")
         return {"next": self._choose_next()}
 
-    def propose(self, _: SearchState) -> SearchState:
+    def propose(self) -> SearchState:
         """Choose the parameters of the next trial."""
         if self._proposer is None:
             asked = Asked(None, self._hpo.sampler, {})
@@ -125,7 +124,7 @@ class Search:
         self._watch(number, job)
         return {}
 
-    def poll(self, _: SearchState) -> SearchState:
+    def poll(self) -> SearchState:
         """Wait until a trial has ended; not at all while there is room for a further one."""
         has_room = self._choose_next() == "propose"
         while True:
@@ -147,7 +146,7 @@ class Search:
             self._finish(told)
         return {"ended": []}
 
-    def decide(self, _: SearchState) -> SearchState:
+    def decide(self) -> SearchState:
         """Choose where to go on.
 
         Raises:
@@ -164,7 +163,7 @@ class Search:
             )
         return {"next": self._choose_next()}
 
-    def report(self, _: SearchState) -> SearchState:
+    def report(self) -> SearchState:
         """Write the tables, keep the best weights, and measure test accuracy once."""
         result = search_figures(self._hpo, self._study.views(), self._place)
         best = best_of(self._study.views())

@@ -100,8 +100,8 @@ def distribution(param: Param) -> Any:
 def distance(space: Space, one: Params, other: Params) -> float:
     """Return how far two points are apart: the largest difference in any parameter, from 0 to 1.
 
-    Numbers are measured on the parameter's own scale (logarithmic or linear) as a share of its range; different categories,
-    and a parameter that only one of the points has, are 1 apart.
+    Numbers are measured on the parameter's own scale (logarithmic or linear) as a share of its range; different
+    categories, and a parameter that only one of the points has, are 1 apart.
     """
     if set(one) != set(other):
         return 1.0

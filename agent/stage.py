@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from agent.dataset import check_data, describe_data
@@ -62,7 +63,6 @@ def _open_study(context: StageContext) -> tuple[Any, Any]:
     from agent.study import SearchStudy
 
     hpo, job = _hpo(context.recipe), context.recipe.job
-    # The sampler's own numbers must not be the same in the second half of a search as in the first: see reseeding in Optuna.
     sampler = make_sampler(hpo.sampler, hpo.space, hpo.seed % 2**32)
     study = SearchStudy(context.run.hpo / "study.journal", context.experiment_id, hpo.space, sampler)
     if hpo.sampler != "llm":
@@ -111,8 +111,6 @@ def _why_not(name: str) -> str:
 
 
 def _check_python(context: PlanContext) -> None:
-    import shutil
-
     python = context.recipe.job.environment.python
     if python is None or shutil.which(python) is None:
         raise ProgramMissingError(

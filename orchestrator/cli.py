@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +142,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace, parts: Parts) -> int:
     transport = LocalTransport()
+    os.umask(0o077)
     composed = compose(_request(arguments), parts, transport)
     composed.write()
     plan = composed.plan

@@ -105,7 +105,7 @@ class CommandError(OrchError):
     """A command failed; carries what is needed to repeat it by hand."""
 
     def __init__(self, argv: Sequence[str], returncode: int | None, stderr: str, what: str) -> None:
-        self.argv, self.returncode, self.stderr = tuple(argv), returncode, stderr
+        self.argv, self.returncode, self.stderr, self.what = tuple(argv), returncode, stderr, what
         end = stderr.strip()[-2000:]
         code = "no answer in time" if returncode is None else f"exit code {returncode}"
         super().__init__(f"{what} ({code}): {' '.join(argv)}\n{end}".rstrip())

@@ -114,12 +114,14 @@ class JobTracker:
         answer = self._transport.run(self._scheduler.submit_argv(submission), self._scheduler.command_timeout_s)
         try:
             job_id = self._scheduler.parse_submit(answer)
-        except SubmitError:
+        except SubmitError as error:
             found = self._look_up(planned.token) if self._scheduler.is_ambiguous(answer) else None
             if found is None:
                 self._intended.pop(planned.token)
                 self._ledger.append("job_refused", job=planned.name, token=planned.token, stderr=answer.stderr[-2000:])
-                raise
+                raise SubmitError(
+                    error.argv, error.returncode, error.stderr, f"job '{planned.name}': {error.what}"
+                ) from error
             job_id = found
         tracked = TrackedJob(planned, job_id, time.time())
         self._jobs[planned.name] = tracked
@@ -135,7 +137,9 @@ class JobTracker:
             time.sleep(wait_s)
             seen = self._query()
             for item in (seen or {}).values():
-                if item.name == token:
+                # Slurm may keep a record of a job that it refused, under an id that it never gave out.
+                was_refused = item.state.is_final and item.node is None
+                if item.name == token and not was_refused:
                     return item.job_id
         return None
 

@@ -123,8 +123,9 @@ def plot_throughput(flights: Sequence[Flight], description: str) -> str:
             axes.stairs(values, edges, fill=True, color=_SERIES[style], alpha=0.18, linewidth=0)
             axes.set_ylim(0, max(float(values.max()) * 1.1, 1e-3))
             axes.set_xlim(0, span_s)
-            axes.yaxis.set_major_locator(_locator(4))
             axes.yaxis.set_major_formatter(_plain)
+        upper.yaxis.set_major_locator(_locator(4))
+        lower.yaxis.set_major_locator(_integers(4))
         upper.set_ylabel("output tokens/s")
         lower.set_ylabel("in flight")
         unit, factor = _time_unit(span_s)
@@ -351,7 +352,7 @@ def _locator(marks: int, factor: float = 1.0) -> MaxNLocator:
     return Rounded(marks, steps=[1, 2, 2.5, 5, 10])
 
 
-def _integers() -> MaxNLocator:
+def _integers(marks: int = 8) -> MaxNLocator:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(8, integer=True, min_n_ticks=1)
+    return MaxNLocator(marks, integer=True, min_n_ticks=1)

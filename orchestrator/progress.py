@@ -66,7 +66,7 @@ class PlainProgress:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._started = time.monotonic()
-        self._phases: dict[str, str] = {}
+        self._phases: dict[str, tuple[str, str | None]] = {}
         self._bars: dict[str, tuple[int, float]] = {}
 
     def __enter__(self) -> Self:
@@ -83,8 +83,9 @@ class PlainProgress:
 
     def show_jobs(self, jobs: Sequence[TrackedJob]) -> None:
         for job in jobs:
-            if self._phases.get(job.name) != job.phase:
-                self._phases[job.name] = job.phase
+            shown = (job.phase, job.why)
+            if self._phases.get(job.name) != shown:
+                self._phases[job.name] = shown
                 where = f" on {job.node}" if job.node else ""
                 why = f": {job.why}" if job.why and not job.cancelled else ""
                 self.say(f"{job.name}: {job.phase} (job {job.job_id}{where}){why}")

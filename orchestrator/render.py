@@ -29,19 +29,22 @@ def quote_word(value: object) -> str:
 
 
 def directive_value(value: object) -> str:
-    """Return ``value`` for a batch directive, in double quotes where it needs them.
+    """Return ``value`` for a batch directive, in quotes where it needs them.
 
-    Shell quoting does not hold in a directive: a line break would end it and the rest would be executed.
+    Shell quoting does not hold in a directive: a line break would end it and the rest would be executed. An unquoted
+    ``#`` or space cuts the value short, in silence.
 
     Raises:
-        RenderError: it holds a control character, a quote or a backslash, which no scheduler reads back the same.
+        RenderError: it holds a control character, a backslash or both kinds of quotes: it would be read back changed.
     """
     text = _text(value)
     if _CONTROL.search(text):
         raise RenderError(f"control characters cannot stand in a batch directive: {text!r}")
-    if '"' in text or "\\" in text or "'" in text:
-        raise RenderError(f"quotes and backslashes cannot stand in a batch directive: {text!r}")
-    return f'"{text}"' if re.search(r"[\s#]", text) else text
+    if "\\" in text or ('"' in text and "'" in text):
+        raise RenderError(f"a backslash or both kinds of quotes cannot stand in a batch directive: {text!r}")
+    if '"' in text:
+        return f"'{text}'"
+    return f'"{text}"' if re.search(r"[\s#']", text) else text
 
 
 def directive_line(value: object) -> str:

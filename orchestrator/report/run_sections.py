@@ -28,7 +28,9 @@ def served_section(served: Mapping[str, Any]) -> Section:
     )
     facts = [Fact(label, text) for key, label in labels if (text := as_text(served.get(key), 300))]
     if not facts:
-        return Section("served", "What was served", absence="No model was served: none became ready in this run.")
+        return Section(
+            "served", "What was served", absence="No model was served: none was asked for, or none became ready."
+        )
     ready_s = as_number(served.get("ready_after_s"))
     facts.append(Fact("Ready", "not recorded" if ready_s is None else f"after {time_span(ready_s)}"))
     return Section("served", "What was served", facts=tuple(facts))
@@ -136,13 +138,11 @@ def rerun_section(provenance: Mapping[str, Any], recipe: Path) -> Section:
     labels = (("orch_version", "orch"), ("python", "Python"), ("recipe_sha256", "Recipe (SHA-256)"))
     facts = tuple(Fact(label, text) for key, label in labels if (text := as_text(provenance.get(key), 200)))
     packages = as_map(provenance.get("packages")).items()
-    rows = tuple((Cell(as_text(name, 100) or "–"), Cell(as_text(version, 100) or "–")) for name, version in packages)
-    table = Table("Packages", ("Package", "Version"), rows)
+    facts += tuple(Fact(as_text(name, 100) or "–", as_text(version, 100) or "–") for name, version in packages)
     return Section(
         "rerun",
         "Versions and rerun",
         facts=facts,
-        tables=(table,) if rows else (),
-        paragraphs=() if facts or rows else ("No versions were recorded.",),
+        paragraphs=() if facts else ("No versions were recorded.",),
         code=f"python orch.py {shlex.quote(as_text(recipe, 4000) or '')}",
     )

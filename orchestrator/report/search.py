@@ -60,7 +60,10 @@ class Search:
 
     @property
     def best_accuracy(self) -> float | None:
-        """The validation accuracy of the best trial, else the highest one of any."""
+        """The validation accuracy of the best trial, as the objective has it, else the highest one of any."""
+        objective = as_number(as_map(self.figures.get("best")).get("objective"))
+        if objective is not None and self.figures.get("objective_name") != "val_auc":
+            return objective
         known = [(trial.get("number"), as_number(trial.get("val_accuracy"))) for trial in self.trials]
         of_best = [value for number, value in known if number == self.best_number and value is not None]
         return max(of_best or [value for _, value in known if value is not None], default=None)
@@ -103,7 +106,7 @@ def search_section(search: Search, traces: Sequence[TrialTrace], absence: str) -
         callouts=tuple(callouts),
         facts=tuple(_facts(search)),
         plots=tuple(_plots(search, traces)),
-        tables=(*_sources_table(search), *_trials_table(search)),
+        tables=tuple(_trials_table(search)),
         paragraphs=() if search.trials else ("No trial was started.",),
     )
 
@@ -120,6 +123,11 @@ def _best(search: Search) -> list[Callout]:
 def _facts(search: Search) -> list[Fact]:
     llm = as_map(search.figures.get("llm"))
     facts = [Fact("Maximised", search.objective)]
+    for name, item in as_map(search.figures.get("by_source")).items():
+        figures, source = as_map(item), as_text(name, 40) or "unknown"
+        count, best = as_count(figures.get("count")), as_number(figures.get("best"))
+        tried = "not counted" if count is None else plural(count, "trial")
+        facts.append(Fact(f"Proposed by {source}", tried, None if best is None else f"best {share(best)}"))
     for key, label in (
         ("requests", "Questions to the LLM"),
         ("prompt_tokens", "Prompt tokens"),
@@ -141,15 +149,6 @@ def _pairs(params: object) -> Pairs:
 def _key(search: Search, source: str) -> Key:
     style = search.styles.get(source)
     return Key(_GLYPHS[style] if style is not None else "", style, source)
-
-
-def _sources_table(search: Search) -> list[Table]:
-    rows = []
-    for name, figures in as_map(search.figures.get("by_source")).items():
-        source, values = as_text(name, 40) or "unknown", as_map(figures)
-        count, best = as_number(values.get("count")), as_number(values.get("best"))
-        rows.append((Cell(key=_key(search, source)), number_cell(quantity(count)), number_cell(share(best))))
-    return [Table("Who proposed", ("Source", "Trials", "Best objective"), tuple(rows))] if rows else []
 
 
 def _trials_table(search: Search) -> list[Table]:

@@ -52,7 +52,7 @@ def as_text(value: object, limit: int = 2000) -> str | None:
     Terminal colours are removed, other control characters replaced; of what is longer than ``limit`` the middle is left
     out.
     """
-    if value is None or isinstance(value, (dict, list)):
+    if value is None or isinstance(value, (dict, list)) or (isinstance(value, float) and not math.isfinite(value)):
         return None
     text = _UNSHOWABLE.sub("\ufffd", _ANSI.sub("", re.sub(r"\r\n?", "\n", str(value)))).strip()
     if len(text) > limit:

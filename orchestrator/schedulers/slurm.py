@@ -70,7 +70,10 @@ class SlurmScheduler:
         last = answer.stdout.strip().splitlines()[-1:] if answer.returncode == 0 else []
         job_id = last[0].split(";")[0].strip() if last else ""
         if not job_id.isdigit():
-            raise SubmitError(answer.argv, answer.returncode, answer.stderr or answer.stdout, "Slurm refused the job")
+            what = "Slurm refused the job"
+            if "Requested node configuration is not available" in answer.stderr:
+                what += ": no node of the partition has the CPUs, memory or GPUs that it asks for"
+            raise SubmitError(answer.argv, answer.returncode, answer.stderr or answer.stdout, what)
         return job_id
 
     def is_ambiguous(self, answer: Answer) -> bool:
@@ -78,7 +81,7 @@ class SlurmScheduler:
 
     def status_argv(self) -> list[str]:
         # Asking by id fails as a whole for one unknown id, or leaves it out in silence: ask for all of the user's.
-        return ["squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%N|%r"]
+        return ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r|%j"]
 
     def parse_status(self, answer: Answer) -> dict[str, Seen] | None:
         if answer.returncode != 0:
@@ -88,7 +91,8 @@ class SlurmScheduler:
             parts = line.strip().split("|", 4)
             if len(parts) != 5 or not parts[0]:
                 return None
-            job_id, name, state, node, reason = parts
+            # The name is last: it is the one field that may hold the separator.
+            job_id, state, node, reason, name = parts
             seen[job_id] = Seen(
                 job_id,
                 name,
