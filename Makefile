@@ -42,8 +42,9 @@ format: $(STAMP) ## format the code
 golden: $(STAMP) ## write the golden scripts anew; look at the diff before you commit
 	$(BIN)/python -m pytest tests/golden --write-golden -q
 
-schema: $(STAMP) ## write recipes/recipe.schema.json anew
+schema: $(STAMP) ## write the recipe schema and the table of fields anew
 	$(BIN)/python orch.py schema > recipes/recipe.schema.json
+	$(BIN)/python -m orchestrator.recipe.fields > docs/recipe-fields.md
 
 clean-env: ## remove the environment
 	rm -rf $(VENV)

@@ -20,6 +20,7 @@ RECENT_SHOWN = 5
 FAILED_SHOWN = 3
 RUNNING_SHOWN = 8
 CAUSE_CHARS = 120
+ANSWER_CHARS = 1000
 # Lower and upper ends of the objective's scale, as the metric names of the trainer's records mean them.
 OBJECTIVES = {
     "val_accuracy": "validation accuracy after the last epoch",
@@ -57,10 +58,21 @@ def first_messages(task: Task, trials: Sequence[TrialView]) -> list[Message]:
     ]
 
 
-def repair_messages(answer: str, reason: str) -> list[Message]:
-    """Return the two turns that send a rejected answer back with the reason."""
+def repair_messages(asked: Sequence[Message], answer: str | None, reason: str) -> list[Message]:
+    """Return the conversation that asks again, with the reason why the answer cannot be used.
+
+    Args:
+        asked: The first conversation.
+        answer: What the model answered; None to leave it out, since a small model copies what it has said before.
+        reason: Why that cannot be used.
+    """
+    if answer is None:
+        last = asked[-1]
+        again = f"{last['content']}\nYour last answer cannot be used: {reason}."
+        return [*asked[:-1], {**last, "content": again}]
     return [
-        {"role": "assistant", "content": answer[:1000]},
+        *asked,
+        {"role": "assistant", "content": answer[:ANSWER_CHARS]},
         {"role": "user", "content": f"That cannot be used: {reason}. Answer with a corrected JSON object."},
     ]
 

@@ -25,6 +25,10 @@ class RejectedError(Exception):
     """A proposal that cannot be used; ``str()`` is the reason, in words for the model."""
 
 
+class DuplicateError(RejectedError):
+    """A proposal that repeats an earlier trial."""
+
+
 @dataclass(frozen=True)
 class Proposal:
     """A candidate that can be run.
@@ -55,6 +59,7 @@ def read_proposal(text: str, space: Space, trials: Iterable[TrialView]) -> Propo
         trials: Earlier trials, of which it must not be a repetition.
 
     Raises:
+        DuplicateError: it repeats an earlier trial.
         RejectedError: it cannot be used; says everything that is wrong with it.
     """
     document = parse_strictly(text)
@@ -66,7 +71,7 @@ def read_proposal(text: str, space: Space, trials: Iterable[TrialView]) -> Propo
     params = active(space, values)
     repeated = find_duplicate(space, params, trials)
     if repeated is not None:
-        raise RejectedError(_say_duplicate(repeated))
+        raise DuplicateError(_say_duplicate(repeated))
     return Proposal(params, " ".join(document[RATIONALE].split()))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from agent.history import Params, TrialView
 from agent.llm import Completion, LlmClient, LlmError, Question
 from agent.prompts import Message, Task, first_messages, repair_messages
-from agent.proposals import Proposal, RejectedError, proposal_schema, read_proposal
+from agent.proposals import DuplicateError, Proposal, RejectedError, proposal_schema, read_proposal
 from orchestrator.atomic import append_line
 from orchestrator.recipe.hpo import LlmProposals
 
@@ -93,12 +93,19 @@ class Proposer:
             completion = self._complete(question, number, turn, tally)
             if completion is None:
                 break
-            proposal = self._judge(completion, question, trials, number, turn, tally)
-            if proposal is not None or turn == self._settings.max_repairs:
+            try:
+                proposal = self._judge(completion, trials)
+            except RejectedError as error:
+                tally.rejects.append(str(error))
+                self._note(question, number, turn, completion, f"rejected: {error}")
+                if turn == self._settings.max_repairs:
+                    break
+                turn += 1
+                quoted = None if isinstance(error, DuplicateError) else completion.text
+                question = self._question(repair_messages(messages, quoted, str(error)), number, turn)
+            else:
+                self._note(question, number, turn, completion, "accepted")
                 break
-            turn += 1
-            messages = [*first_messages(self._task, trials), *repair_messages(completion.text, tally.rejects[-1])]
-            question = self._question(messages, number, turn)
         source = "tpe_fallback" if proposal is None else ("llm_repaired" if turn else "llm")
         notes = {
             "rationale": proposal.rationale if proposal else None,
@@ -143,26 +150,11 @@ class Proposer:
         self._was_silent = True
         return None
 
-    def _judge(
-        self,
-        completion: Completion,
-        question: Question,
-        trials: Sequence[TrialView],
-        number: int,
-        turn: int,
-        tally: _Tally,
-    ) -> Proposal | None:
-        try:
-            if completion.is_cut_off:
-                limit = self._settings.max_tokens
-                raise RejectedError(f"the answer was cut off after {limit} tokens; write it compactly, on one line")
-            proposal = read_proposal(completion.text, self._task.space, trials)
-        except RejectedError as error:
-            tally.rejects.append(str(error))
-            self._note(question, number, turn, completion, f"rejected: {error}")
-            return None
-        self._note(question, number, turn, completion, "accepted")
-        return proposal
+    def _judge(self, completion: Completion, trials: Sequence[TrialView]) -> Proposal:
+        if completion.is_cut_off:
+            limit = self._settings.max_tokens
+            raise RejectedError(f"the answer was cut off after {limit} tokens; write it compactly, on one line")
+        return read_proposal(completion.text, self._task.space, trials)
 
     def _note(self, question: Question, number: int, turn: int, completion: Completion | None, verdict: str) -> None:
         line = {

@@ -59,12 +59,10 @@ def _open_study(context: StageContext) -> tuple[Any, Any]:
     from agent.llm import LlmClient
     from agent.prompts import Task
     from agent.proposer import Proposer
-    from agent.sampler import make_sampler
     from agent.study import SearchStudy
 
     hpo, job = _hpo(context.recipe), context.recipe.job
-    sampler = make_sampler(hpo.sampler, hpo.space, hpo.seed % 2**32)
-    study = SearchStudy(context.run.hpo / "study.journal", context.experiment_id, hpo.space, sampler)
+    study = SearchStudy(context.run.hpo / "study.journal", context.experiment_id, hpo)
     if hpo.sampler != "llm":
         return study, None
     if job.engine is None:

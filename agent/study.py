@@ -13,9 +13,10 @@ from optuna.storages.journal import JournalFileBackend
 
 from agent.history import TrialView
 from agent.proposer import Asked
-from agent.sampler import LlmSampler
+from agent.sampler import LlmSampler, make_sampler
 from agent.space import Space, distribution, is_active, ordered
 from orchestrator.errors import StorageError
+from orchestrator.recipe.hpo import Hpo
 
 CAUSE_CHARS = 500
 
@@ -26,7 +27,7 @@ class SearchStudy:
     A parameter whose condition does not hold is not part of its trial, so that what the study says is what was run.
     """
 
-    def __init__(self, journal: Path, name: str, space: Space, sampler: Any) -> None:
+    def __init__(self, journal: Path, name: str, hpo: Hpo) -> None:
         """Open the study in ``journal``, or make it.
 
         Raises:
@@ -36,15 +37,18 @@ class SearchStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         optuna.logging.disable_default_handler()
         optuna.logging.enable_propagation()
-        self._space, self._sampler = space, sampler
+        self._space: Space = hpo.space
         try:
             journal.touch(mode=0o600)
             self._storage = JournalStorage(JournalFileBackend(str(journal)))
             self._study = optuna.create_study(
-                storage=self._storage, study_name=name, direction="maximize", sampler=sampler, load_if_exists=True
+                storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
             )
         except OSError as error:
             raise StorageError(journal, error) from error
+        # The second half of a search that was cut off must not draw the numbers of the first half again.
+        seed = (hpo.seed + self.next_number * 1_000_003) % 2**32
+        self._study.sampler = make_sampler(hpo.sampler, hpo.space, seed)
         self._id = self._storage.get_study_id_from_name(name)
 
     @property
@@ -62,8 +66,8 @@ class SearchStudy:
 
     def ask(self, asked: Asked) -> TrialView:
         """Make the next trial: of the proposal if there is one, otherwise of the sampler's own suggestion."""
-        if asked.params is not None and isinstance(self._sampler, LlmSampler):
-            self._sampler.prepare(asked.params)
+        if asked.params is not None and isinstance(self._study.sampler, LlmSampler):
+            self._study.sampler.prepare(asked.params)
         names = ordered(self._space)
         unconditional = {name: distribution(self._space[name]) for name in names if not self._space[name].when}
         trial = self._study.ask(unconditional)

@@ -186,7 +186,7 @@ class JobTracker:
             if job.record is not None and job.record.is_finished:
                 self._update(job)
                 return
-        node = job.record.host if job.record else (job.seen.node if job.seen else None)
+        node = (job.seen.node if job.seen else None) or (job.record.host if job.record else None) or job.node
         if (verdict.state, node) != (job.state, job.node) or (verdict.state.is_final and job.why != verdict.why):
             self._ledger.append(
                 "job_state", job=job.name, job_id=job.job_id, state=verdict.state, node=node, why=verdict.why

@@ -32,7 +32,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "*")
 STYLES = len(_SERIES)
 """How many styles (colour and marker) there are for series; a style is an index below it."""
 
-_SIZE_IN = (5.3, 3.7)
+_SIZE_IN = (5.0, 3.6)
 _MAX_ECDF_POINTS = 300
 _BINS = 60
 _LOG_ABOVE_RATIO = 5.0
@@ -283,7 +283,7 @@ def _scale_time_axis(axes: Axes, samples_s: Sequence[float]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     positive = [value for value in samples_s if value > 0]
-    low, high = (min(positive), max(positive)) if positive else (0.001, 1.0)
+    low, high = (min(positive), max(positive)) if positive else (0.001, 0.001)
     if high / low < _LOG_ABOVE_RATIO:
         axes.set_xlim(0, high * 1.04)
         unit, factor = _time_unit(high)

@@ -333,11 +333,7 @@ class Records:
         self.endpoint = config.path("endpoints", config.service + ".json")
         self._wanted: "dict[str, str]" = {}
         self._written: "dict[str, str]" = {}
-        self.status: "dict[str, Any]" = {
-            "schema_version": 1,
-            "token": config.token,
-            "service": config.service,
-        }
+        self.status: "dict[str, Any]" = {"schema_version": 1, "token": config.token, "service": config.service}
         self.status.update(job_id=self.job_id, attempt=self.attempt, host=self.host, pid=os.getpid())
         self.status.update(restart_count=int(os.environ.get("SLURM_RESTART_COUNT") or 0), state="starting")
         self.status.update(started_at=time.time(), ready_at=None, finished_at=None)
@@ -749,10 +745,8 @@ class Supervisor:
         if limit_mib is None or not self._is_due("memory", MEMORY_CHECK_S):
             return None
         pids = descendants(os.getpid())
-        for is_shared_divided in (
-            False,
-            True,
-        ):  # Pss, never above Rss, is dear to read: asked for only if needed
+        # Pss is never above Rss but dear to read: asked for only when Rss is too much.
+        for is_shared_divided in (False, True):
             used_mib = sum(memory_kib(pid, is_shared_divided) for pid in pids) / 1024
             if used_mib <= limit_mib:
                 return None

@@ -15,10 +15,10 @@ from orchestrator.report.views import Callout, Cell, Fact, Key, Plot, Section, T
 from orchestrator.report.wording import plural, quantity, share, state_badge, time_span
 
 _LATENCIES = (
-    ("ttft_s", "Time to first token (TTFT)"),
-    ("itl_s", "Time between tokens (ITL)"),
-    ("tpot_s", "Time per output token (TPOT)"),
-    ("e2e_s", "Whole request (end to end)"),
+    ("ttft_s", "TTFT", "time to first token"),
+    ("itl_s", "ITL", "time between tokens"),
+    ("tpot_s", "TPOT", "time per output token"),
+    ("e2e_s", "End to end", "the whole request"),
 )
 _COLUMNS = ("mean", "p50", "p90", "p99", "max")
 _FAILURES = {
@@ -117,10 +117,10 @@ def _facts(benchmark: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Fac
 
 def _latency_table(metrics: Mapping[str, Any]) -> Table:
     rows = []
-    for key, label in _LATENCIES:
+    for key, label, words in _LATENCIES:
         figures = as_map(metrics.get(key))
         numbers = [number_cell(time_span(as_number(figures.get(column)))) for column in _COLUMNS]
-        rows.append((Cell(label), *numbers, number_cell(quantity(as_number(figures.get("count"))))))
+        rows.append((Cell(label, remark=words), *numbers, number_cell(quantity(as_number(figures.get("count"))))))
     return Table("Latency of successful requests", ("Metric", *_COLUMNS, "samples"), tuple(rows))
 
 

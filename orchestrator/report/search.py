@@ -11,7 +11,7 @@ from markupsafe import Markup
 from orchestrator.plots import STYLES, Curve, TrialPoint, plot_curves, plot_objective
 from orchestrator.report.traces import TrialTrace
 from orchestrator.report.untrusted import as_count, as_map, as_maps, as_number, as_text
-from orchestrator.report.views import Callout, Cell, Fact, Key, Pairs, Plot, Section, Table, number_cell
+from orchestrator.report.views import Badge, Callout, Cell, Fact, Key, Pairs, Plot, Section, Table, number_cell
 from orchestrator.report.wording import plural, quantity, setting, share, state_badge, time_span
 
 _MAX_ROWS = 500
@@ -125,8 +125,8 @@ def _facts(search: Search) -> list[Fact]:
     facts = [Fact("Maximised", search.objective)]
     for name, item in as_map(search.figures.get("by_source")).items():
         figures, source = as_map(item), as_text(name, 40) or "unknown"
-        count, best = as_count(figures.get("count")), as_number(figures.get("best"))
-        tried = "not counted" if count is None else plural(count, "trial")
+        proposed, best = as_count(figures.get("count")), as_number(figures.get("best"))
+        tried = "not counted" if proposed is None else plural(proposed, "trial")
         facts.append(Fact(f"Proposed by {source}", tried, None if best is None else f"best {share(best)}"))
     for key, label in (
         ("requests", "Questions to the LLM"),
@@ -161,7 +161,11 @@ def _trials_table(search: Search) -> list[Table]:
         is_best = number is not None and number == search.best_number
         rows.append(
             (
-                Cell("–" if number is None else str(number), remark="best" if is_best else None, is_number=True),
+                Cell(
+                    "–" if number is None else str(number),
+                    badge=Badge("best", "good") if is_best else None,
+                    is_number=True,
+                ),
                 Cell(key=_key(search, _source(trial))),
                 Cell(pairs=_pairs(trial.get("params"))),
                 number_cell(share(as_number(trial.get("objective")))),
@@ -171,7 +175,7 @@ def _trials_table(search: Search) -> list[Table]:
             )
         )
     left = len(search.trials) - len(rows)
-    columns = ("Trial", "Source", "Parameters", "Objective", "Duration", "State", "Cause of failure, rationale")
+    columns = ("Trial", "Source", "Parameters", "Objective", "Duration", "State", "Cause or rationale")
     remark = f"{plural(left, 'further trial')} in summary.json." if left > 0 else None
     return [Table("Trials", columns, tuple(rows), is_wide=True, remark=remark)]
 

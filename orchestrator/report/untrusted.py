@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+# Beyond it a number is damage, and would overflow in a plot.
+_LARGEST = 1e18
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 # Control characters but tab and newline, lone surrogates, and the marks that reorder the text after them.
 _UNSHOWABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
@@ -30,14 +32,14 @@ def as_maps(value: object) -> list[Mapping[str, Any]]:
 
 
 def as_number(value: object) -> float | None:
-    """Return ``value`` as a finite number; None for anything else, NaN, infinities and booleans included."""
+    """Return ``value`` as a number; None for anything else, NaN, booleans and what is beyond all measure included."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _LARGEST else None
 
 
 def as_count(value: object) -> int | None:

@@ -19,6 +19,8 @@ T = TypeVar("T")
 SUPERVISOR = Path(__file__).parents[2] / "orchestrator" / "supervisor.py"
 TOKEN = "canary-5f1e0d"
 PYTHON = (sys.executable, "-S", "-s")
+# A compute node's system Python: point this at a 3.6 to run the supervisor and the local batch system under it.
+NODE_PYTHON = (os.environ.get("ORCH_TEST_NODE_PYTHON", sys.executable), "-S", "-s")
 
 SERVER = """
 import json, os, signal, sys
@@ -116,7 +118,7 @@ class SupervisedJob:
         path.write_text(json.dumps(self.config))
         with self.batch_log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*PYTHON, str(SUPERVISOR), str(path), "--", *argv],
+                [*NODE_PYTHON, str(SUPERVISOR), str(path), "--", *argv],
                 env={"ORCH_JOB_ID": self.job_id, **self.env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

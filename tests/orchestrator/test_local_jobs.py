@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.orchestrator.conftest import SUPERVISOR, SupervisedJob, is_running, wait_for
+from tests.orchestrator.conftest import NODE_PYTHON, SUPERVISOR, SupervisedJob, is_running, wait_for
 
 PROGRAM = SUPERVISOR.parent / "schedulers" / "local_jobs.py"
-COMMAND = [sys.executable, "-S", "-s", str(PROGRAM)]
+COMMAND = [*NODE_PYTHON, str(PROGRAM)]
 
 
 class Machine:
@@ -230,6 +230,14 @@ while :; do sleep 1; done
     assert [pid for pid in pids if is_running(pid)] == []
 
 
+def test_cancel_kills_what_left_the_session_of_a_leader_that_died(machine: Machine) -> None:
+    inner = """trap "" TERM; echo $$ > "$1/own"; while :; do sleep 1; done"""
+    job_id = machine.submit(f"setsid bash -c '{inner}' - '{machine.folder}' &\nsleep 60")
+    pid = machine.pid("own")
+    assert machine.lines("cancel", "--grace-s", "0.5", job_id)[0]["state"] == "CANCELLED"
+    assert not is_running(pid)
+
+
 def test_cancel_ends_several_jobs_in_one_grace_time(machine: Machine) -> None:
     ids = [machine.submit("trap '' TERM; while :; do sleep 0.2; done", name=f"n{at}") for at in range(3)]
     before = time.monotonic()
@@ -316,7 +324,7 @@ def test_registry_is_in_the_users_state_folder(tmp_path: Path) -> None:
 def test_cancelled_supervisor_leaves_its_sentinel(machine: Machine, job: SupervisedJob) -> None:
     config = job.run_dir / "scripts" / "vllm.json"
     config.write_text(json.dumps(job.config))
-    words = [sys.executable, "-S", str(SUPERVISOR), str(config), "--", *job.server]
+    words = [*NODE_PYTHON, str(SUPERVISOR), str(config), "--", *job.server]
     # As within a Slurm job: the outer job's id must not be taken for this one's.
     job_id = machine.submit("export SLURM_JOB_ID=123\nexec " + " ".join(f"'{word}'" for word in words))
     status = job.wait_for_state("ready")

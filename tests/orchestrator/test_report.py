@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
+import shutil
 import stat
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -13,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.report import write_report
+from orchestrator.report import build_page, write_report
+from orchestrator.report.wording import quantity, time_span
 from orchestrator.rundir import RunDir
 
 START = 1_795_312_345.0
@@ -243,7 +246,7 @@ def test_report_of_a_whole_run_shows_every_figure(example: RunDir) -> None:
         "Output tokens/s 613", "TTFT p50 92.1 ms", "ITL p50 10.8 ms", "Failed requests 3 of 320: 0.9 %",
         "Best validation accuracy 80.4 % trial 11", "Trials finished 11 of 12 trials, 1 failed", "Test accuracy 75.3 %",
         "meta-llama/Llama-3.1-8B-Instruct", "NVIDIA H100 80GB HBM3", "bfloat16", "after 2 min 28 s",
-        "Valid: these figures met every condition", "Time to first token (TTFT)", "30,118", "1.15 s",
+        "Valid: these figures met every condition", "TTFT time to first token 97.6 ms 92.1 ms", "30,118", "1.15 s",
         "Failed requests by class", "timeout no complete answer in time 3", "74 to 81",
         "CUDA out of memory", "Trials 1 and 3 were still improving", "learning_rate", "out of memory", "912 ms",
         "tokens_per_second", "no value", "Partition 'gpu' was chosen", "vllm 0.32.0", "9f86d081",
@@ -360,6 +363,35 @@ def test_hostile_text_everywhere_stays_text(empty: RunDir) -> None:
     assert not {"\x1b", "\x00", "\u202e", "\ud800"} & set(content)
 
 
+@pytest.mark.browser
+def test_report_in_a_browser_fits_its_window_and_runs_and_loads_nothing(example: RunDir, empty: RunDir) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium on PATH")
+    from playwright.sync_api import sync_playwright
+
+    report_of(empty, _hostile(summary_of(empty) | {"error": "x", "name": "long" * 99}))
+    said: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        backgrounds = set()
+        for run in (example, empty):
+            page = browser.new_page()
+            page.on("console", lambda message: said.append(message.text))
+            page.on("dialog", lambda dialog: said.append(dialog.message))
+            page.on("request", lambda request: said.append(request.url))
+            page.goto(run.report.as_uri())
+            for width in (1280, 400):
+                page.set_viewport_size({"width": width, "height": 900})
+                assert page.evaluate("document.documentElement.scrollWidth") == width, run.root.name
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        browser.close()
+    assert set(said) == {example.report.as_uri(), empty.report.as_uri()}
+    assert len(backgrounds) == 2
+
+
 def _each_field_broken(value: Any, by: object) -> Iterator[Any]:
     """Yield copies of ``value``, in each of which one field of its objects is ``by``."""
     if isinstance(value, dict):
@@ -381,9 +413,23 @@ def test_any_broken_field_is_survived(empty: RunDir, by: object, monkeypatch: py
     summary = summary_of(empty)
     summary["stages"]["hpo"]["trials"] = summary["stages"]["hpo"]["trials"][:2]
     for broken in _each_field_broken(summary, by):
-        text = report_of(empty, broken).text
-        assert " nan " not in text
-        assert " inf " not in text
+        assert not re.search(r"\b(nan|inf)\b", repr(build_page(empty, broken))), broken
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 1e18, -1e18, 1e-300])
+def test_absurd_measurements_are_drawn_or_left_out(empty: RunDir, value: float) -> None:
+    requests = request_records(1, 5, frozenset())
+    for record, name in zip(requests, ("sent_at_s", "eof_at_s", "first_token_at_s", "last_token_at_s"), strict=False):
+        record[name] = value
+    requests[4]["completion_tokens"] = value
+    write_lines(empty.benchmark / "requests.jsonl", requests)
+    epochs = trial_curve("1", 5, 0.5, 1)
+    epochs[1]["val_accuracy"] = epochs[2]["epoch"] = value
+    write_lines(empty.trials / "job_1" / "metrics.jsonl", epochs)
+    tried = [{"number": 0, "objective": value}, {"number": value, "objective": 0.1}, {"number": 2, "objective": 0.2}]
+    page = report_of(empty, {"stages": {"benchmark": {"state": "failed"}, "hpo": {"state": "failed", "trials": tried}}})
+    assert page.count("svg") == 4
+    assert not re.search(r"\b(nan|inf)\b", empty.report.read_text())
 
 
 def test_records_that_are_torn_or_of_the_wrong_type_are_left_out(empty: RunDir) -> None:
@@ -412,3 +458,24 @@ def test_long_tables_are_cut_and_say_so(empty: RunDir) -> None:
     many = [{"number": number, "objective": 0.5, "state": "COMPLETED"} for number in range(620)]
     text = report_of(empty, {"stages": {"hpo": {"state": "completed", "trials": many}}}).text
     assert "120 further trials in summary.json." in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "–"), (0.0, "0 ms"), (0.000234, "0.234 ms"), (0.0921, "92.1 ms"), (0.9996, "1.00 s"), (1.234, "1.23 s"),
+        (59.94, "59.9 s"), (59.96, "1 min 00 s"), (148.2, "2 min 28 s"), (3599.7, "1 h 00 min"), (90_000, "25 h 00 min"),
+        (-0.5, "−500 ms"),
+    ],
+)  # fmt: skip
+def test_time_span_has_a_sensible_unit(seconds: float | None, words: str) -> None:
+    assert time_span(seconds).replace("\u00a0", " ") == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.0, "0"), (8.0, "8"), (613.4, "613"), (77.46, "77.5"), (9.999, "10.0"), (0.9999, "1.00"), (1e-5, "1e-05"),
+     (30_118.0, "30,118"), (1e18, "1e+18"), (-12.34, "-12.3"), (None, "–")],
+)  # fmt: skip
+def test_quantity_has_three_digits(value: float | None, words: str) -> None:
+    assert quantity(value) == words

@@ -90,7 +90,9 @@ def test_own_crash_is_not_taken_for_a_lost_port(job: SupervisedJob) -> None:
 import socket, sys
 server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 connection, _ = server.accept()
+connection.recv(4096)
 connection.close()
+connection, _ = server.accept()
 sys.exit(4)
 """
     job.start([*PYTHON, str(job.program("crash.py", text)), "@PORT@"])

@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import csv
+import json
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import proposer, search
+from agent.proposer import Asked
+from agent.search import Search
+from agent.study import SearchStudy
+from orchestrator.errors import JobFailedError, ServiceAnswerError, StageError, SubmitError
+from orchestrator.interrupts import TerminatedError
+from orchestrator.plan import PlannedJob
+from orchestrator.schedulers import JobState
+from tests.agent.bench import EXPERIMENT, RUN_ID, TOKEN, Bench, answer
+from tests.agent.fake_llm import MODEL, FakeLlm, Reply, Script
+
+NewBench = Callable[..., Bench]
+NewLlm = Callable[[Script | list[Reply]], FakeLlm]
+
+
+def good_answers(index: int, _: dict[str, Any]) -> Reply:
+    """Answer something new each time; the learning rate comes closer to the best one, 0.01."""
+    return Reply(answer(learning_rate=0.0002 * 3 ** (index % 6), batch_size=(32, 64, 128)[index % 3]))
+
+
+def test_llm_search_every_trial_is_the_models_and_the_best_is_kept(new_bench: NewBench, new_llm: NewLlm) -> None:
+    bench, llm = new_bench({"trials": 4, "parallel_trials": 2}, {"sleep_s": 1.0}), new_llm(good_answers)
+    bench.serve(llm.url)
+
+    figures = bench.search()
+
+    assert figures["state"] == "completed"
+    assert (figures["finished"], figures["failed"]) == (4, 0)
+    assert figures["by_source"] == {"llm": 4}
+    assert figures["best"]["params"]["learning_rate"] == pytest.approx(0.0054)
+    assert figures["best"]["objective"] == max(trial["objective"] for trial in figures["trials"])
+    assert figures["test_accuracy"] == 0.875
+    assert figures["warnings"] == []
+    assert bench.most_at_once == 2
+    best_id = figures["best"]["job_id"].encode()
+    assert (bench.run.checkpoints / "best.pt").read_bytes() == best_id
+    assert stat.S_IMODE((bench.run.checkpoints / "best.pt").stat().st_mode) == 0o600
+    link = bench.run.tensorboard / f"{EXPERIMENT}_iter_2"
+    assert link.is_symlink()
+    assert not link.readlink().is_absolute()
+    assert (link / "events").read_text() == f"{EXPERIMENT}_iter_2"
+
+
+def test_llm_search_passes_active_parameters_exactly_and_notes_the_exchange(
+    new_bench: NewBench, new_llm: NewLlm
+) -> None:
+    hpo = {"trials": 2, "fixed": {"optimizer": "sgd", "augment": False}, "evaluate_winner": False, "seed": 7}
+    replies = [
+        Reply(answer(model_type="resnet18", learning_rate=0.012345678901234)),
+        Reply(answer(learning_rate=0.05, num_layers=4.0, rationale="deeper\nnow")),
+    ]
+    bench, llm = new_bench(hpo), new_llm(replies)
+    bench.serve(llm.url)
+
+    figures = bench.search()
+
+    argv = bench.argv(0)[0]
+    assert argv[: argv.index("--output_dir")] == [
+        *("--seed", "7", "--dataset", "digits", "--optimizer", "sgd", "--no_augment"),
+        *("--model_type", "resnet18", "--learning_rate", "0.012345678901234", "--batch_size", "64"),
+    ]
+    assert argv[argv.index("--job_id") + 1] == f"{EXPERIMENT}_iter_0"
+    assert "--num_layers" not in argv
+    assert bench.argv(1)[0][bench.argv(1)[0].index("--num_layers") + 1] == "4"
+    assert figures["trials"][1]["rationale"] == "deeper now"
+    assert figures["test_accuracy"] is None
+    assert figures["llm"]["requests"] == 2
+    assert figures["llm"]["completion_tokens"] == 80
+    assert figures["llm"]["models"] == [MODEL]
+    lines = [json.loads(line) for line in (bench.run.hpo / "proposals.jsonl").read_text().splitlines()]
+    assert [(line["trial"], line["turn"], line["verdict"]) for line in lines] == [
+        (0, 0, "accepted"),
+        (1, 0, "accepted"),
+    ]
+    assert lines[1]["answer"] == replies[1].content
+    study = SearchStudy(bench.run.hpo / "study.journal", EXPERIMENT, bench.context.recipe.job.hpo)  # type: ignore[arg-type]
+    attrs = study.view(1).attrs
+    assert attrs["source"] == "llm"
+    assert len(attrs["prompt_sha256"]) == 64
+    assert attrs["job_token"] == f"orch-{RUN_ID}-trial_0001"
+    assert (attrs["temperature"], attrs["model"]) == (0.7, MODEL)
+
+
+def test_llm_search_token_is_sent_and_stands_in_no_file(new_bench: NewBench, new_llm: NewLlm) -> None:
+    refusal = Reply(status=500, body=f"who sent Bearer {TOKEN}?".encode())
+    bench, llm = new_bench({"trials": 1, "llm": {"max_repairs": 0}}), new_llm([refusal, Reply(answer())])
+    bench.serve(llm.url)
+
+    bench.search()
+
+    assert {headers["Authorization"] for headers in llm.headers} == {f"Bearer {TOKEN}"}
+    lines = (bench.run.hpo / "proposals.jsonl").read_text().splitlines()
+    assert "HTTP 500: who sent Bearer <token>?" in lines[0]
+    holding = [path for path in bench.run.root.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert holding == [bench.run.api_token]
+    for path in (bench.run.hpo / "proposals.jsonl", bench.run.hpo / "study.journal", bench.run.reports / "trials.csv"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_llm_search_unusable_answers_are_repaired_or_replaced_and_tagged(new_bench: NewBench, new_llm: NewLlm) -> None:
+    replies = [
+        Reply("Sure! Here is my idea."),
+        Reply(answer(learning_rate=7)),
+        Reply(answer(learning_rate=0.02)),
+        *([Reply(answer(learning_rate=0.0201))] * 3),
+    ]
+    bench, llm = new_bench({"trials": 2, "evaluate_winner": False}), new_llm(replies)
+    bench.serve(llm.url)
+
+    figures = bench.search()
+
+    assert figures["by_source"] == {"llm_repaired": 1, "tpe_fallback": 1}
+    repaired, replaced = figures["trials"]
+    assert repaired["params"]["learning_rate"] == 0.02
+    assert [reason.split(":")[0] for reason in repaired["rejects"]] == [
+        "the answer is not one JSON object",
+        "learning_rate is 7, but must be a number from 0.0001 to 0.1, log scale",
+    ]
+    assert all("repeats trial 0" in reason for reason in replaced["rejects"])
+    assert len(replaced["rejects"]) == 3
+    assert replaced["rationale"] is None
+    assert any("TPE's suggestion instead of the model's" in said for said in bench.progress.said)
+    temperatures = [body["temperature"] for body in llm.bodies]
+    assert temperatures[:3] == [0.7, 1.0, 1.3]
+    assert len({body["seed"] for body in llm.bodies}) == 6
+    assert "learning_rate is 7" in llm.bodies[2]["messages"][-1]["content"]
+
+
+def test_llm_search_without_a_server_falls_back_and_says_why(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposer, "BACKOFFS_S", (0.01, 0.01))
+    bench = new_bench({"trials": 2, "evaluate_winner": False})
+    bench.endpoint = ServiceAnswerError("the service 'vllm' is not ready")
+
+    figures = bench.search()
+
+    assert figures["by_source"] == {"tpe_fallback": 2}
+    assert figures["trials"][0]["rejects"] == ["no answer: the service 'vllm' is not ready"] * 3
+    assert figures["trials"][1]["rejects"] == ["no answer: the service 'vllm' is not ready"]
+    assert figures["llm"]["failed_requests"] == 4
+
+
+def test_llm_search_dead_server_ends_it_and_leaves_no_running_trial(new_bench: NewBench, new_llm: NewLlm) -> None:
+    bench, llm = new_bench({"trials": 4, "parallel_trials": 2}, {"sleep_s": 60}), new_llm(good_answers)
+    bench.serve(llm.url)
+
+    def die() -> None:
+        if sum(state == JobState.RUNNING for state in bench.states().values()) == 2:
+            raise JobFailedError("vllm", "ended: FAILED")
+
+    bench.on_wait = die
+    with pytest.raises(JobFailedError):
+        bench.search()
+
+    bench.on_wait = lambda: None
+    rows = bench.trials()
+    assert [(row["state"], row["interrupted"]) for row in rows] == [("FAIL", True)] * 2
+    assert rows[0]["cause"] == "the search ended: job 'vllm' ended: FAILED"
+    bench.jobs.wait_for_end(20.0)
+    assert set(bench.states().values()) == {JobState.CANCELLED}
+
+
+def test_llm_search_hanging_server_is_left_when_its_job_dies(new_bench: NewBench, new_llm: NewLlm) -> None:
+    bench, llm = new_bench({"trials": 1}), new_llm([Reply(answer(), delay_s=2.0)])
+    bench.serve(llm.url)
+
+    def die() -> None:
+        if llm.bodies:
+            raise JobFailedError("vllm", "ended: FAILED")
+
+    bench.on_wait = die
+    with pytest.raises(JobFailedError):
+        bench.search()
+
+    bench.on_wait = lambda: None
+    assert bench.trials() == []
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_search_without_the_model_is_tagged_and_repeatable(sampler: str, new_bench: NewBench, tmp_path: Path) -> None:
+    bench = new_bench({"trials": 2, "sampler": sampler, "seed": 3, "evaluate_winner": False})
+
+    figures = bench.search()
+
+    assert figures["by_source"] == {sampler: 2}
+    assert figures["llm"] is None
+    again = SearchStudy(tmp_path / "again.journal", "again", bench.context.recipe.job.hpo)  # type: ignore[arg-type]
+    assert again.ask(Asked(None, sampler, {})).params == figures["trials"][0]["params"]
+
+
+def test_search_failing_trials_are_told_with_their_cause(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "RESULTS_GRACE_S", 0.3)
+    how = {"0": {"trial": "fails"}, "1": {"trial": "says nothing"}, "2": {"trial": "is not finite"}}
+    bench = new_bench({"trials": 7, "sampler": "random", "parallel_trials": 3}, how)
+
+    figures = bench.search()
+
+    assert (figures["finished"], figures["failed"]) == (7, 3)
+    causes = [trial["cause"] for trial in figures["trials"]]
+    assert causes[0] == "FAILED: exit code 1"
+    assert "left no results.json" in causes[1]
+    assert "best_val_accuracy in results.json is nan" in causes[2]
+    assert causes[3:] == [None] * 4
+    study = SearchStudy(bench.run.hpo / "study.journal", EXPERIMENT, bench.context.recipe.job.hpo)  # type: ignore[arg-type]
+    assert [trial.state for trial in study.views()] == ["FAIL"] * 3 + ["COMPLETE"] * 4
+    assert "CUDA is out of luck" in study.view(0).attrs["last_words"]
+    with (bench.run.reports / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["FAIL"] * 3 + ["COMPLETE"] * 4
+    assert rows[0]["cause"] == "FAILED: exit code 1"
+    assert float(rows[4]["objective"]) == figures["trials"][4]["objective"]
+
+
+def test_search_too_many_failures_ends_it_with_the_last_cause(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 9, "sampler": "random", "max_failed_trials": 1}, {"trial": "fails"})
+
+    with pytest.raises(StageError, match=r"2 of 9 trials failed, 1 may(.|\n)*exit code 1"):
+        bench.search()
+
+    assert [row["state"] for row in bench.trials()] == ["FAIL", "FAIL"]
+
+
+def test_search_all_trials_fail_raises_even_when_all_may(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 2, "sampler": "random", "max_failed_trials": 99}, {"trial": "fails"})
+
+    with pytest.raises(StageError, match="2 of 2 trials failed"):
+        bench.search()
+
+
+def test_search_refused_submissions_fail_the_trial_and_three_end_it(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = new_bench({"trials": 9, "sampler": "random"})
+
+    def refuse(planned: PlannedJob) -> None:
+        raise SubmitError(("sbatch", str(planned.script)), 1, "Invalid account", "the job was refused")
+
+    monkeypatch.setattr(bench.jobs, "submit", refuse)
+    with pytest.raises(StageError, match=r"refused 3 trials in a row(.|\n)*Invalid account"):
+        bench.search()
+
+    assert [(row["state"], row["job_state"], row["interrupted"]) for row in bench.trials()] == [
+        ("FAIL", "REFUSED", False)
+    ] * 3
+    assert "Invalid account" in bench.trials()[0]["cause"]
+
+
+def test_search_failed_evaluation_is_a_warning(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 1, "sampler": "random"}, {"evaluation": "fails"})
+
+    figures = bench.search()
+
+    assert figures["test_accuracy"] is None
+    assert "the test pictures are gone" in figures["warnings"][0]
+    assert figures["best"]["objective"] is not None
+
+
+def test_search_relays_epochs_and_its_own_progress(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 2, "sampler": "random", "evaluate_winner": False}, {"sleep_s": 0.5})
+
+    figures = bench.search()
+
+    groups = {tuple(group.items()) for group, _ in bench.metrics.pushes}
+    assert groups == {
+        (("job", "orch_training"), ("run", RUN_ID), ("trial", f"{EXPERIMENT}_iter_0")),
+        (("job", "orch_training"), ("run", RUN_ID), ("trial", f"{EXPERIMENT}_iter_1")),
+        (("job", "orch_hpo"), ("run", RUN_ID)),
+    }
+    training = [samples for group, samples in bench.metrics.pushes if group["job"] == "orch_training"]
+    assert len(training) in {2, 3, 4}
+    assert training[-1]["training_epoch"] == 2
+    assert training[-1]["training_images_per_second"] == 9.5
+    last = [samples for group, samples in bench.metrics.pushes if group["job"] == "orch_hpo"][-1]
+    assert last == {
+        "hpo_trials_finished": 2,
+        "hpo_trials_failed": 0,
+        "hpo_best_objective": figures["best"]["objective"],
+    }
+    assert bench.progress.bars[-1][:3] == ("trials", 2, 2)
+    assert sum(said.startswith("trial ") for said in bench.progress.said) == 2
+
+
+def test_search_finished_study_is_not_run_again(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 2, "sampler": "random", "evaluate_winner": False})
+    first = bench.search()
+
+    bench.restart()
+    second = bench.search()
+
+    assert second["trials"] == first["trials"]
+    assert bench.jobs.jobs == ()
+
+
+def test_search_cut_off_goes_on_with_what_is_missing(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 3, "sampler": "random", "evaluate_winner": False})
+
+    def terminate() -> None:
+        if "trial_0001" in bench.jobs:
+            raise TerminatedError(15)
+
+    bench.on_wait = terminate
+    with pytest.raises(TerminatedError):
+        bench.search()
+    study = SearchStudy(bench.run.hpo / "study.journal", EXPERIMENT, bench.context.recipe.job.hpo)  # type: ignore[arg-type]
+    assert [trial.state for trial in study.views()] == ["COMPLETE", "RUNNING"]
+    bench.on_wait = lambda: None
+    bench.close()
+
+    bench.restart()
+    figures = bench.search()
+
+    assert (figures["finished"], figures["failed"]) == (3, 0)
+    rows = figures["trials"]
+    assert [row["interrupted"] for row in rows] == [False, True, False, False]
+    assert [row["state"] for row in rows] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert len({row["params"]["learning_rate"] for row in rows}) == 4
+
+
+def test_search_tracked_running_trial_is_adopted(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 2, "sampler": "random", "evaluate_winner": False}, {"sleep_s": 0.5})
+
+    def terminate() -> None:
+        raise TerminatedError(15)
+
+    bench.on_wait = terminate
+    with pytest.raises(TerminatedError):
+        bench.search()
+    bench.on_wait = lambda: None
+    figures = bench.search()
+
+    assert [row["state"] for row in figures["trials"]] == ["COMPLETE", "COMPLETE"]
+    assert [job.name for job in bench.jobs.jobs] == ["trial_0000", "trial_0001"]
+
+
+def test_flow_nodes_run_in_the_thread_that_signals_reach(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = new_bench({"trials": 1, "sampler": "random", "evaluate_winner": False})
+    threads: list[threading.Thread] = []
+    reconcile = Search.reconcile
+
+    def noting(self: Search) -> Any:
+        threads.append(threading.current_thread())
+        return reconcile(self)
+
+    monkeypatch.setattr(Search, "reconcile", noting)
+    bench.search()
+
+    assert threads == [threading.main_thread()]
+
+
+def test_search_longer_than_langgraphs_limit_ends_by_itself(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every refusal takes five nodes; 25 nodes are LangGraph's usual limit.
+    monkeypatch.setattr(search, "MAX_REFUSALS", 1000)
+    bench = new_bench({"trials": 3000, "sampler": "random", "max_failed_trials": 39})
+
+    def refuse(planned: PlannedJob) -> None:
+        raise SubmitError(("sbatch",), 1, "no", "refused")
+
+    monkeypatch.setattr(bench.jobs, "submit", refuse)
+    with pytest.raises(StageError, match="40 of 3000 trials failed"):
+        bench.search()
+
+
+def test_search_omp_threads_follow_the_allocation(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 1, "sampler": "random", "evaluate_winner": False})
+    resources = bench.recipe.job.resources
+    bench.recipe = bench.recipe.model_copy(
+        update={
+            "job": bench.recipe.job.model_copy(
+                update={
+                    "resources": resources.model_copy(update={"trial": resources.trial.model_copy(update={"cpus": 1})})
+                }
+            )
+        }
+    )
+    object.__setattr__(bench.plan, "recipe", bench.recipe)
+    bench.restart()
+    bench.search()
+    assert bench.argv(0)[1] == "1"
