@@ -72,7 +72,7 @@ def repair_messages(asked: Sequence[Message], answer: str | None, reason: str) -
         return [*asked[:-1], {**last, "content": again}]
     return [
         *asked,
-        {"role": "assistant", "content": answer[:ANSWER_CHARS]},
+        {"role": "assistant", "content": " ".join(answer.split())[:ANSWER_CHARS]},
         {"role": "user", "content": f"That cannot be used: {reason}. Answer with a corrected JSON object."},
     ]
 

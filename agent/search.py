@@ -257,9 +257,9 @@ class Search:
         job = self._context.jobs[EVALUATION_JOB]
         while not job.state.is_final:
             self.breathe(self._polling.records_s)
-        accuracy = self._read_test_accuracy(place)
         if job.state != JobState.COMPLETED:
             return None, f"test accuracy was not measured: {self._context.jobs.failure(job)}"
+        accuracy = self._read_test_accuracy(place)
         return (accuracy, None) if accuracy is not None else (None, f"{place.results} holds no test accuracy")
 
     def _read_test_accuracy(self, place: TrialPlace) -> float | None:

@@ -13,7 +13,7 @@ from agent.history import Params
 from agent.trainer_arguments import command_line
 from orchestrator.atomic import make_private_dir, read_json
 from orchestrator.jobs import TrackedJob
-from orchestrator.logs import last_words
+from orchestrator.logs import last_words, tail
 from orchestrator.recipe.hpo import Hpo, Scalar
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
@@ -150,17 +150,21 @@ def read_end(run: RunDir, job: TrackedJob, place: TrialPlace, objective: str) ->
     ran_s = record.finished_at - record.started_at if record is not None and record.finished_at else None
     attrs: dict[str, Any] = {"job_state": job.state.value, "figures": figures, "run_s": ran_s}
     value = figures.get(objective)
-    cause = _find_cause(job, results, objective, value, place)
+    cause = _find_cause(run, job, results, objective, value, place)
     if cause is None:
         return TrialEnd(value, None, attrs)
     attrs["last_words"] = last_words(run, job.name, job.job_id)[-LAST_WORDS_CHARS:]
     return TrialEnd(None, cause, attrs)
 
 
-def _find_cause(job: TrackedJob, results: Any, objective: str, value: float | None, place: TrialPlace) -> str | None:
+def _find_cause(
+    run: RunDir, job: TrackedJob, results: Any, objective: str, value: float | None, place: TrialPlace
+) -> str | None:
     said = results.get("cause") if isinstance(results, dict) else None
     if job.state != JobState.COMPLETED:
-        return f"{job.state}: {said or job.why or 'it said nothing of its end'}"
+        last_line = "".join(tail(run.log(job.name, job.job_id, "err"), lines=1)).strip()
+        words = [str(word) for word in (job.why, said or last_line) if word]
+        return f"{job.state}: {': '.join(words) or 'it said nothing of its end'}"
     if not isinstance(results, dict):
         return f"its job completed, but it left no results.json in {place.root}"
     if results.get("job_id") != place.job_id:

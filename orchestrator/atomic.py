@@ -21,9 +21,14 @@ def make_private_dir(path: Path) -> Path:
     try:
         if not path.is_dir():
             make_private_dir(path.parent)
-            with contextlib.suppress(FileExistsError):
+            try:
                 path.mkdir(mode=0o700)
-            path.chmod(0o700)
+            except FileExistsError:
+                # Made meanwhile by somebody else; or a file, which stays as it is.
+                if not path.is_dir():
+                    raise
+            else:
+                path.chmod(0o700)
     except OSError as error:
         raise StorageError(path, error) from error
     return path
@@ -70,15 +75,17 @@ def read_json(path: Path) -> Any | None:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Append one line to ``path`` (made 0600) and bring it to the disk.
+    """Append one line to ``path`` (made 0600) and bring it to the disk; a torn last line gets an end of its own.
 
     Raises:
         StorageError: it could not be written.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            file.write((("\n" if is_torn else "") + text + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -94,6 +101,10 @@ def point_link(link: Path, target: str) -> None:
     temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.symlink_to(target)
-        temporary.replace(link)
+        try:
+            temporary.replace(link)
+        except OSError:
+            temporary.unlink()
+            raise
     except OSError as error:
         raise StorageError(link, error) from error

@@ -90,6 +90,12 @@ class RenderError(OrchError):
     """A template could not be rendered, or a value cannot be put into a script safely."""
 
 
+class UnsafeValueError(RenderError, UserError):
+    """A value of the recipe, or a path, that cannot be put into a script safely."""
+
+    exit_code = 2
+
+
 class StorageError(OrchError):
     """A file of the run could not be written (no space, quota, permissions)."""
 
@@ -112,7 +118,18 @@ class CommandError(OrchError):
 
 
 class SubmitError(CommandError):
-    """The scheduler refused a job."""
+    """The scheduler did not take a job.
+
+    Attributes:
+        is_refusal: It said no (2 is the exit code: partition, account or limits are the user's); otherwise nobody knows.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], returncode: int | None, stderr: str, what: str, is_refusal: bool = True
+    ) -> None:
+        self.is_refusal = is_refusal
+        self.exit_code = 2 if is_refusal else 1
+        super().__init__(argv, returncode, stderr, what)
 
 
 class JobFailedError(OrchError):

@@ -92,7 +92,10 @@ def tracker_of(run: RunDir) -> JobTracker:
     scheduler = make_scheduler(recipe.job.scheduler or LocalSchedulerSpec())
     tracker = JobTracker(run, ledger, scheduler, LocalTransport(), recipe.job.polling)
     intents: dict[str, PlannedJob] = {}
-    for event in ledger.events("job_intent", "job_submitted", "job_refused"):
+    for event in ledger.events("job_intent", "job_submitted", "job_refused", "cancel"):
+        if event["event"] == "cancel":
+            tracker.mark_cancelled(event["job_ids"])
+            continue
         token = event["token"]
         if event["event"] == "job_intent":
             intents[token] = _planned(run, event["planned"])

@@ -34,6 +34,9 @@ class TrackedJob:
     record: StatusRecord | None = None
     cancelled: bool = False
     seen: Seen | None = field(default=None, repr=False)
+    listed_at: float | None = field(default=None, repr=False)
+    ended_attempt: str | None = field(default=None, repr=False)
+    superseded_attempt: str | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -115,13 +118,20 @@ class JobTracker:
         try:
             job_id = self._scheduler.parse_submit(answer)
         except SubmitError as error:
-            found = self._look_up(planned.token) if self._scheduler.is_ambiguous(answer) else None
+            is_known, found = True, None
+            if self._scheduler.is_ambiguous(answer):
+                is_known, found = self._look_up(planned.token)
             if found is None:
-                self._intended.pop(planned.token)
-                self._ledger.append("job_refused", job=planned.name, token=planned.token, stderr=answer.stderr[-2000:])
-                raise SubmitError(
-                    error.argv, error.returncode, error.stderr, f"job '{planned.name}': {error.what}"
-                ) from error
+                what = f"job '{planned.name}': {error.what}"
+                if is_known:
+                    self._intended.pop(planned.token)
+                    self._ledger.append(
+                        "job_refused", job=planned.name, token=planned.token, stderr=answer.stderr[-2000:]
+                    )
+                else:
+                    # The intent stays open, for tear-down and `stop` to look it up again.
+                    what += f"; whether it was submitted is not known, look for the name {planned.token}"
+                raise SubmitError(error.argv, error.returncode, error.stderr, what) from error
             job_id = found
         tracked = TrackedJob(planned, job_id, time.time())
         self._jobs[planned.name] = tracked
@@ -131,17 +141,23 @@ class JobTracker:
         self._next_query = 0.0
         return tracked
 
-    def _look_up(self, token: str) -> str | None:
-        """Return the id of the job named ``token`` after an ambiguous submission, or None if there is none."""
+    def _look_up(self, token: str) -> tuple[bool, str | None]:
+        """Look for the job named ``token`` after an ambiguous submission.
+
+        Returns:
+            Whether the scheduler answered at all, and the job's id or None if there is none.
+        """
+        has_answered = False
         for wait_s in LOOKUP_WAITS_S:
             time.sleep(wait_s)
             seen = self._query()
+            has_answered = seen is not None
             for item in (seen or {}).values():
                 # Slurm may keep a record of a job that it refused, under an id that it never gave out.
                 was_refused = item.state.is_final and item.node is None
                 if item.name == token and not was_refused:
-                    return item.job_id
-        return None
+                    return True, item.job_id
+        return has_answered, None
 
     def _query(self) -> dict[str, Seen] | None:
         answer = self._transport.run(self._scheduler.status_argv(), self._scheduler.command_timeout_s)
@@ -152,22 +168,36 @@ class JobTracker:
         open_jobs = [job for job in self._jobs.values() if not job.state.is_final]
         if not open_jobs:
             return
-        if time.monotonic() >= self._next_query:
+        has_news = [self._read_record(job) for job in open_jobs]
+        # An answer from before an end cannot tell whether the job was requeued.
+        is_doubtful = any(has_news) and not self._scheduler.is_absence_final
+        if is_doubtful or time.monotonic() >= self._next_query:
             seen = self._query()
             self._next_query = time.monotonic() + self._polling.scheduler_s
             self._scheduler_answered = seen is not None
             if seen is not None:
                 for job in open_jobs:
                     job.seen = seen.get(job.job_id)
+                    job.listed_at = time.time() if job.seen else job.listed_at
         for job in open_jobs:
             self._update(job)
 
+    def _read_record(self, job: TrackedJob) -> bool:
+        """Read the job's own record; return whether it tells of an end that was not known yet.
+
+        The sentinel of an attempt that was requeued says nothing of the next one.
+        """
+        record = read_status(self._run, job.planned.token) or job.record
+        if record is not None and record.is_finished and record.attempt == job.superseded_attempt:
+            record = None
+        job.record = record
+        if record is None or not record.is_finished or record.attempt == job.ended_attempt:
+            return False
+        job.ended_attempt = record.attempt
+        return True
+
     def _update(self, job: TrackedJob) -> None:
         token = job.planned.token
-        if job.record is None or not job.record.is_finished:
-            job.record = read_status(self._run, token) or job.record
-        if job.seen is None and self._next_query == 0.0:
-            return
         verdict = judge(
             Evidence(
                 now=time.time(),
@@ -178,11 +208,15 @@ class JobTracker:
                 scheduler_answered=self._scheduler_answered,
                 is_absence_final=self._scheduler.is_absence_final,
                 cancelled=job.cancelled,
+                listed_at=job.listed_at,
             )
         )
+        if verdict.state == JobState.REQUEUED and job.record is not None:
+            job.superseded_attempt = job.record.attempt
+            job.record = None
         if verdict.state.is_final and (job.record is None or not job.record.is_finished):
             # The sentinel may have been written between the two looks.
-            job.record = read_status(self._run, token) or job.record
+            self._read_record(job)
             if job.record is not None and job.record.is_finished:
                 self._update(job)
                 return
@@ -232,6 +266,12 @@ class JobTracker:
         tracked = self._jobs[planned.name] = TrackedJob(planned, job_id, submitted_at)
         return tracked
 
+    def mark_cancelled(self, job_ids: Iterable[str]) -> None:
+        """Remember that these jobs were cancelled, by this or another orchestrator."""
+        ids = set(job_ids)
+        for job in self._jobs.values():
+            job.cancelled = job.cancelled or job.job_id in ids
+
     def intend(self, planned: PlannedJob) -> None:
         """Remember an intent whose answer was never recorded; adopt_intended looks it up."""
         self._intended[planned.token] = planned
@@ -239,7 +279,9 @@ class JobTracker:
     def adopt_intended(self) -> None:
         """Find jobs whose submission was cut off before its answer came, so that they can be cancelled too."""
         for token, planned in list(self._intended.items()):
-            seen = self._query() or {}
+            seen = self._query()
+            if seen is None:
+                continue  # the intent stays open
             for item in seen.values():
                 if item.name == token and not item.state.is_final:
                     self._jobs[planned.name] = TrackedJob(planned, item.job_id, time.time(), seen=item)

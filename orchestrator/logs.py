@@ -42,6 +42,8 @@ def last_words(run: RunDir, service: str, job_id: str) -> str:
 def follow(paths: Callable[[], list[Path]], is_over: Callable[[], bool], poll_s: float = 0.3) -> Iterator[str]:
     """Yield text as it is appended to any of the files that ``paths`` names, until ``is_over`` and all is read."""
     positions: dict[Path, int] = {}
+    # A look may end in the middle of a character.
+    decoders: dict[Path, codecs.IncrementalDecoder] = defaultdict(codecs.getincrementaldecoder("utf-8")("replace").__copy__)
     while True:
         over = is_over()
         for path in paths():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from functools import lru_cache
@@ -10,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
-from orchestrator.errors import RenderError
+from orchestrator.errors import RenderError, UnsafeValueError
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
@@ -20,11 +21,11 @@ def quote_word(value: object) -> str:
     """Return ``value`` as one complete word of a POSIX shell, quoted only where it needs to be.
 
     Raises:
-        RenderError: it holds a NUL, which no shell word can.
+        UnsafeValueError: it holds a NUL, which no shell word can.
     """
     text = _text(value)
     if "\0" in text:
-        raise RenderError(f"a NUL cannot stand in a script: {text!r}")
+        raise UnsafeValueError(f"a NUL cannot stand in a script: {text!r}")
     return shlex.quote(text)
 
 
@@ -35,13 +36,13 @@ def directive_value(value: object) -> str:
     ``#`` or space cuts the value short, in silence.
 
     Raises:
-        RenderError: it holds a control character, a backslash or both kinds of quotes: it would be read back changed.
+        UnsafeValueError: it holds a control character, a backslash or both kinds of quotes: it would be read back changed.
     """
     text = _text(value)
     if _CONTROL.search(text):
-        raise RenderError(f"control characters cannot stand in a batch directive: {text!r}")
+        raise UnsafeValueError(f"control characters cannot stand in a batch directive: {text!r}")
     if "\\" in text or ('"' in text and "'" in text):
-        raise RenderError(f"a backslash or both kinds of quotes cannot stand in a batch directive: {text!r}")
+        raise UnsafeValueError(f"a backslash or both kinds of quotes cannot stand in a batch directive: {text!r}")
     if '"' in text:
         return f"'{text}'"
     return f'"{text}"' if re.search(r"[\s#']", text) else text
@@ -51,18 +52,20 @@ def directive_line(value: object) -> str:
     """Return a whole extra directive as the user wrote it.
 
     Raises:
-        RenderError: it holds a control character.
+        UnsafeValueError: it holds a control character.
     """
     text = _text(value)
     if _CONTROL.search(text):
-        raise RenderError(f"control characters cannot stand in a batch directive: {text!r}")
+        raise UnsafeValueError(f"control characters cannot stand in a batch directive: {text!r}")
     return text
 
 
 def _text(value: object) -> str:
-    if isinstance(value, bool) or value is None or not isinstance(value, (str, int, float, Path)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number and not isinstance(value, (str, Path)):
         raise RenderError(f"{value!r} is no text, number or path: the template must decide how to write it")
-    return format(value, "g") if isinstance(value, float) else str(value)
+    # repr keeps every digit, which %g does not.
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 @lru_cache(maxsize=4)

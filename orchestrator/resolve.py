@@ -163,8 +163,13 @@ def _resolve_engine(
             "job.engine.device = gpu, but the server job gets no GPU.\n"
             "Ask for GPUs with job.infrastructure.gpus_per_node, or choose a partition that has them."
         )
+    if (server.nodes or 1) > 1:
+        notes.append(f"server: nodes = {server.nodes}: the engine runs on the first node only")
     if isinstance(engine, OllamaEngine):
         return engine.model_copy(update={"device": device, "num_parallel": engine.num_parallel or n_clients})
+    for name, other in (("gpu_memory_utilization", "cpu"), ("cpu_kv_cache_gib", "gpu")):
+        if device == other and getattr(engine, name) != type(engine).model_fields[name].default:
+            notes.append(f"engine.{name}: not applied, the engine's device is {device}")
     return engine.model_copy(
         update={
             "device": device,
@@ -190,7 +195,7 @@ def _merge_environment(own: Environment, site: Environment) -> Environment:
 def _partition_facts(scheduler: Scheduler, site: Site, transport: LocalTransport) -> Mapping[str, PartitionFacts]:
     answer = transport.run(scheduler.partitions_argv(), scheduler.command_timeout_s)
     facts = dict(scheduler.parse_partitions(answer))
-    facts.update({name: PartitionFacts(known.gpus_per_node, "site file") for name, known in site.partitions.items()})
+    facts.update({name: PartitionFacts(known.gpus_per_node, "site file", known.gpu_type) for name, known in site.partitions.items()})
     return facts
 
 
@@ -200,7 +205,8 @@ def _monitoring_with_binaries(recipe: Recipe, site: Site) -> object:
     for name in type(monitoring.binaries).model_fields:
         given = name in monitoring.binaries.model_fields_set
         value = getattr(monitoring.binaries if given else site.binaries, name)
-        debian = f"prometheus-{name.replace('_', '-')}"
+        is_default = value == type(monitoring.binaries).model_fields[name].default
+        debian = f"prometheus-{name.replace('_', '-')}" if is_default else value
         binaries[name] = shutil.which(value) or shutil.which(debian) or value
     return monitoring.model_copy(update={"binaries": monitoring.binaries.model_copy(update=binaries)})
 
@@ -208,18 +214,27 @@ def _monitoring_with_binaries(recipe: Recipe, site: Site) -> object:
 def _absolute_model(model: str, base_dir: Path) -> str:
     if model.startswith(PACKAGE_PREFIX):
         return model
-    path = Path(model).expanduser()
-    looks_like_path = model.startswith(("/", "./", "../", "~"))
-    if looks_like_path or (base_dir / path).is_dir():
-        return str((base_dir / path).resolve())
-    return model
+    if model.startswith(("/", "./", "../", "~")):
+        return _absolute("job.service.model", model, base_dir)
+    try:
+        is_folder = (base_dir / model).is_dir()
+    except OSError:  # too long for a file name
+        return model
+    return str((base_dir / model).resolve()) if is_folder else model
+
+
+def _absolute(where: str, path: str, base_dir: Path) -> str:
+    try:
+        return str((base_dir / Path(path).expanduser()).resolve())
+    except (OSError, RuntimeError) as error:
+        raise RecipeError("recipe", [Problem(where, f"is '{path}': {error}")]) from error
 
 
 def _absolute_data(recipe: Recipe, base_dir: Path) -> object:
     hpo = recipe.job.hpo
     if hpo is None or not hasattr(hpo.dataset, "dir"):
         return hpo
-    folder = str((base_dir / Path(hpo.dataset.dir).expanduser()).resolve())
+    folder = _absolute("job.hpo.dataset.dir", hpo.dataset.dir, base_dir)
     return hpo.model_copy(update={"dataset": hpo.dataset.model_copy(update={"dir": folder})})
 
 

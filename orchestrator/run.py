@@ -97,7 +97,7 @@ class Run:
             except StopRequestedError as error:
                 outcome.state, outcome.error, outcome.exit_code = "stopped", str(error), 1
             except OrchError as error:
-                outcome.state, outcome.error, outcome.exit_code = "failed", str(error), 1
+                outcome.state, outcome.error, outcome.exit_code = "failed", str(error), error.exit_code
             except Exception as error:  # a defect of orch must not leave jobs behind
                 log.exception("internal error")
                 outcome.error = f"internal error: {error!r}; the traceback is in {self._run.orchestrator_log}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,23 +42,28 @@ class LocalTransport:
         The command is a session of its own, so that Ctrl-C never ends a submission half way.
         """
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 list(argv),
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
-                timeout=timeout_s,
                 env=scrubbed_environment(os.environ),
                 start_new_session=True,
-                check=False,
             )
-        except subprocess.TimeoutExpired as error:
-            return Answer(tuple(argv), None, _text(error.stdout), _text(error.stderr))
         except OSError as error:
             return Answer(tuple(argv), 127, "", f"{argv[0]}: {error.strerror}")
-        return Answer(tuple(argv), done.returncode, done.stdout, done.stderr)
-
-
-def _text(data: str | bytes | None) -> str:
-    return data.decode(errors="replace") if isinstance(data, bytes) else data or ""
+        with process:
+            returncode: int | None
+            try:
+                stdout, stderr = process.communicate(timeout=timeout_s)
+                returncode = process.returncode
+            except BaseException as error:
+                # With all its children: a wrapper's sbatch must not submit after it was looked for.
+                os.killpg(process.pid, signal.SIGKILL)
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                stdout, stderr = process.communicate()
+                returncode = None
+        return Answer(tuple(argv), returncode, stdout, stderr)

@@ -11,6 +11,9 @@ from orchestrator.schedulers import JobState, Seen
 FRESH_S = 9.0
 # How long a job that nobody knows of is looked for before it counts as lost.
 LOST_AFTER_S = 90.0
+_ENDED_FROM_OUTSIDE = frozenset(
+    {JobState.TIMEOUT, JobState.PREEMPTED, JobState.NODE_FAIL, JobState.CANCELLED, JobState.OUT_OF_MEMORY}
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Evidence:
         scheduler_answered: Whether the last status query was answered at all.
         is_absence_final: Whether a job missing from the answer has surely ended.
         cancelled: Whether we cancelled it.
+        listed_at: When the scheduler last listed it, or None if it never did.
     """
 
     now: float
@@ -36,6 +40,7 @@ class Evidence:
     scheduler_answered: bool
     is_absence_final: bool
     cancelled: bool = False
+    listed_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,16 @@ def judge(evidence: Evidence) -> Verdict:
     """Return the state that the evidence shows.
 
     The sentinel decides how a job ended; the scheduler only says whether it is still there. An old process may outlive
-    what the scheduler says of it, so a scheduler's end counts only when the job's heartbeat has stopped.
+    what the scheduler says of it, so a scheduler's end counts only when the job's heartbeat has stopped. A job that a
+    signal ended, and not ours, may be preempted, requeued or out of time: who sent it only the scheduler knows.
     """
     record, seen = evidence.record, evidence.seen
     if record is not None and record.is_finished:
-        if seen is not None and seen.state in {JobState.PENDING, JobState.REQUEUED}:
-            return Verdict(JobState.REQUEUED, seen.reason)
+        if seen is not None and evidence.scheduler_answered:
+            if seen.state in {JobState.PENDING, JobState.REQUEUED}:
+                return Verdict(JobState.REQUEUED, seen.reason)
+            if record.reason == "signal" and not evidence.cancelled and not evidence.is_absence_final:
+                return _by_signal(record, seen)
         return _by_sentinel(record, evidence.cancelled)
     alive = evidence.heartbeat_at is not None and evidence.now - evidence.heartbeat_at < FRESH_S
     if not evidence.scheduler_answered:
@@ -80,12 +89,20 @@ def _by_sentinel(record: StatusRecord, cancelled: bool) -> Verdict:
     return Verdict(JobState.FAILED, why)
 
 
+def _by_signal(record: StatusRecord, seen: Seen) -> Verdict:
+    if not seen.state.is_final:
+        return Verdict(JobState.RUNNING, "a signal ended it; the scheduler has not said why")
+    if seen.state in _ENDED_FROM_OUTSIDE:
+        return Verdict(seen.state, f"the scheduler says {seen.state}" + (f" ({seen.reason})" if seen.reason else ""))
+    return _by_sentinel(record, cancelled=False)
+
+
 def _by_absence(evidence: Evidence, alive: bool) -> Verdict:
     if evidence.is_absence_final:
         return Verdict(JobState.FAILED, "it was killed outright: it left no word of its end")
     if alive:
         return Verdict(JobState.RUNNING)
-    last = max(evidence.heartbeat_at or 0.0, evidence.submitted_at)
+    last = max(evidence.heartbeat_at or 0.0, evidence.submitted_at, evidence.listed_at or 0.0)
     silent_s = evidence.now - last
     if silent_s < LOST_AFTER_S:
         return Verdict(JobState.UNKNOWN, "the scheduler does not list it")

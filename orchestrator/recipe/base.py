@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class StrictModel(BaseModel):
     """A frozen section of a document; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    # JSON's 1e999 is infinite, and what is infinite cannot be written as JSON again.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def _whole_number_as_text(value: Any) -> Any:
+    """Return a whole number as text: ``--set job.infrastructure.time=30`` and ``account: 1234`` mean their digits."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _reject_control_characters(text: str) -> str:
     if _CONTROL.search(text):
         raise ValueError("control characters and line breaks are not allowed here")
+    return reject_surrogates(text)
+
+
+def reject_surrogates(text: str) -> str:
+    """Return ``text``; half a character, which JSON can escape but UTF-8 cannot write, is a ValueError."""
+    if _SURROGATE.search(text):
+        raise ValueError("half a surrogate pair is no character")
     return text
 
 
-Line = Annotated[str, AfterValidator(_reject_control_characters)]
+Line = Annotated[str, BeforeValidator(_whole_number_as_text), AfterValidator(_reject_control_characters)]
 """Text of one line: no control characters, no line breaks (they would end a batch directive)."""
 
 Word = Annotated[Line, Field(min_length=1, max_length=256)]
 """A non-empty line."""
 
-_TIME = re.compile(r"^(?:\d+-\d{1,2}(?::\d{1,2}){0,2}|\d+(?::\d{1,2}){0,2})$")
+_TIME = re.compile(r"\d+-\d{1,2}(?::\d{1,2}){0,2}|\d+(?::\d{1,2}){0,2}", re.ASCII)
 
 
 def _check_time_limit(text: str) -> str:
-    if not _TIME.match(text):
+    if not _TIME.fullmatch(text):
         raise ValueError("a time limit is MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS")
     if time_limit_s(text) <= 0:
         raise ValueError("a time limit must be longer than zero")
@@ -58,5 +74,5 @@ def time_limit_s(text: str) -> int:
     return parts[0] * 3600 + parts[1] * 60 + parts[2]
 
 
-TimeLimit = Annotated[str, AfterValidator(_check_time_limit)]
+TimeLimit = Annotated[str, BeforeValidator(_whole_number_as_text), AfterValidator(_check_time_limit)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

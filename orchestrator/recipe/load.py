@@ -15,9 +15,11 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.errors import DocumentError, Problem, RecipeError
 from orchestrator.recipe.document import Recipe
 from orchestrator.recipe.problems import problems_of
+from orchestrator.recipe.yaml_text import load_yaml
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 MAX_BYTES = 4 << 20
+MAX_DEPTH = 100
 _VARIABLE = re.compile(r"(\$?)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -85,8 +87,10 @@ def read_document(path: Path, error_type: type[DocumentError]) -> Any:
         raise error_type(source, [Problem("", f"cannot be read: {error.strerror or error}")]) from error
     try:
         if path.suffix in {".yaml", ".yml"}:
-            return yaml.safe_load(text)
-        return json.loads(text, object_pairs_hook=_reject_duplicates, parse_constant=_reject_constant)
+            document = load_yaml(text)
+        else:
+            document = json.loads(text, object_pairs_hook=_reject_duplicates, parse_constant=_reject_constant)
+        _check_depth(document)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         line = text.splitlines()[error.lineno - 1] if error.lineno <= len(text.splitlines()) else ""
@@ -98,6 +102,15 @@ def read_document(path: Path, error_type: type[DocumentError]) -> Any:
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise error_type(source, [Problem("", f"invalid document: {what}")]) from error
+    return document
+
+
+def _check_depth(value: Any, left: int = MAX_DEPTH) -> None:
+    """Raise a RecursionError for what is nested too deeply; a YAML alias can even hold itself."""
+    if left == 0:
+        raise RecursionError
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(item, left - 1)
 
 
 def expand_variables(value: Any, env: Mapping[str, str], problems: list[Problem], where: str = "") -> Any:
@@ -140,7 +153,8 @@ def escape_variables(value: Any) -> Any:
 def apply_overrides(document: dict[str, Any], overrides: Sequence[str], problems: list[Problem]) -> dict[str, Any]:
     """Return a copy of ``document`` with each ``PATH=VALUE`` set; VALUE is JSON, or else plain text."""
     result: dict[str, Any] = json.loads(json.dumps(document, default=str))
-    for override in overrides:
+    # A new kind makes way for fields of that kind, so it goes first: no override is lost to another.
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".kind")):
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
@@ -165,7 +179,7 @@ def _set_path(target: dict[str, Any], keys: list[str], value: Any, override: str
     if isinstance(target.get(last), dict) and not isinstance(value, dict) and value is not None:
         problems.append(Problem(f"--set {override}", f"'{last}' is a section", remedy="Name a field inside it."))
         return
-    if last == "kind" and target.get("kind") not in {None, value}:
+    if last == "kind" and target.get("kind") not in (None, value):
         # Another kind has other fields: those of the old kind would all be unknown keys.
         target.clear()
     target[last] = value

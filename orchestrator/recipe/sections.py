@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from orchestrator.recipe.base import StrictModel, TimeLimit, Word
+from orchestrator.recipe.base import StrictModel, TimeLimit, Word, reject_surrogates
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 DEFAULT_PROMPT = "Explain in a few sentences what a supercomputer is used for."
@@ -39,7 +39,7 @@ class Service(StrictModel):
     """Weights' type. Ollama fixes it by the model's tag; there it is noted and not applied."""
     n_clients: Annotated[int, Field(ge=1, le=100_000)] = 1
     n_requests_per_client: Annotated[int, Field(ge=1, le=1_000_000)] = 5
-    prompt: Annotated[str, Field(min_length=1)] = DEFAULT_PROMPT
+    prompt: Annotated[str, Field(min_length=1), AfterValidator(reject_surrogates)] = DEFAULT_PROMPT
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     startup_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
     """How long a started service may take to become healthy, in seconds. A dead one is noticed at once."""

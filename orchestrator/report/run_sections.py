@@ -79,6 +79,7 @@ def monitoring_section(monitoring: Mapping[str, Any]) -> Section:
         "What Prometheus saw",
         ("Metric", "Series", "Samples", "Last value", "Last seen"),
         tuple(rows[:_MAX_ROWS]),
+        is_wide=True,
         remark=f"{plural(left, 'further metric')} in summary.json." if left > 0 else None,
     )
     return Section("monitoring", title, facts=facts, tables=(table,), paragraphs=paragraphs)

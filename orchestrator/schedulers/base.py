@@ -86,10 +86,12 @@ class PartitionFacts:
     Attributes:
         gpus_per_node: GPUs of a node; 0 for none.
         source: Who said so.
+        gpu_type: Name of its GPUs where they have to be asked for by name, or None.
     """
 
     gpus_per_node: int
     source: str
+    gpu_type: str | None = None
 
 
 class Scheduler(Protocol):

@@ -49,7 +49,7 @@ class LocalScheduler:
         return job_id
 
     def is_ambiguous(self, answer: Answer) -> bool:
-        return answer.returncode is None
+        return answer.returncode is None or answer.returncode <= 0
 
     def status_argv(self) -> list[str]:
         return [*self._program, "status"]
@@ -115,5 +115,5 @@ def _refuse(role: str, field: str, wanted: float | None, here: float) -> None:
             f"{field} = {wanted:g} for the {role} job",
             "scheduler 'local'",
             f"{MACHINE} has {here:g}.",
-            f"Lower it, or choose a cluster with job.scheduler.kind. Allowed: 0-{here:g}.",
+            f"Lower it, or choose a cluster with job.scheduler.kind. Allowed: {here:g} at most.",
         )

@@ -77,7 +77,9 @@ class SlurmScheduler:
         return job_id
 
     def is_ambiguous(self, answer: Answer) -> bool:
-        return answer.returncode is None or bool(_AMBIGUOUS.search(answer.stderr))
+        # Killed, or content without an id that can be read: the job may be there.
+        is_cut_off = answer.returncode is None or answer.returncode <= 0
+        return is_cut_off or bool(_AMBIGUOUS.search(answer.stderr))
 
     def status_argv(self) -> list[str]:
         # Asking by id fails as a whole for one unknown id, or leaves it out in silence: ask for all of the user's.
@@ -96,7 +98,7 @@ class SlurmScheduler:
             seen[job_id] = Seen(
                 job_id,
                 name,
-                STATES.get(state.split()[0], JobState.UNKNOWN) if state else JobState.UNKNOWN,
+                STATES.get(state.partition(" ")[0], JobState.UNKNOWN),
                 node or None,
                 None if reason in {"", "None"} else reason,
             )
@@ -139,10 +141,9 @@ class SlurmScheduler:
                 if getattr(wanted, name) is None
             }
         )
-        if filled.gpus is not None:
-            return filled
         known = facts.get(filled.partition or "")
-        if known is None:
+        if filled.gpus is None and known is None:
             notes.append(f"{role}: nothing is known of partition '{filled.partition}', one GPU is asked for")
-            return filled.model_copy(update={"gpus": 1})
-        return filled.model_copy(update={"gpus": min(1, known.gpus_per_node)})
+        gpus = filled.gpus if filled.gpus is not None else min(1, known.gpus_per_node) if known else 1
+        gpu_type = filled.gpu_type or (known.gpu_type if known and gpus else None)
+        return filled.model_copy(update={"gpus": gpus, "gpu_type": gpu_type})

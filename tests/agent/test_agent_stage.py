@@ -210,7 +210,7 @@ def test_search_failing_trials_are_told_with_their_cause(new_bench: NewBench, mo
 
     assert (figures["finished"], figures["failed"]) == (7, 3)
     causes = [trial["cause"] for trial in figures["trials"]]
-    assert causes[0] == "FAILED: exit code 1"
+    assert causes[0] == "FAILED: trial_0000 exited with code 1: CUDA is out of luck"
     assert "left no results.json" in causes[1]
     assert "best_val_accuracy in results.json is nan" in causes[2]
     assert causes[3:] == [None] * 4
@@ -220,14 +220,14 @@ def test_search_failing_trials_are_told_with_their_cause(new_bench: NewBench, mo
     with (bench.run.reports / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["FAIL"] * 3 + ["COMPLETE"] * 4
-    assert rows[0]["cause"] == "FAILED: exit code 1"
+    assert rows[0]["cause"] == "FAILED: trial_0000 exited with code 1: CUDA is out of luck"
     assert float(rows[4]["objective"]) == figures["trials"][4]["objective"]
 
 
 def test_search_too_many_failures_ends_it_with_the_last_cause(new_bench: NewBench) -> None:
     bench = new_bench({"trials": 9, "sampler": "random", "max_failed_trials": 1}, {"trial": "fails"})
 
-    with pytest.raises(StageError, match=r"2 of 9 trials failed, 1 may(.|\n)*exit code 1"):
+    with pytest.raises(StageError, match=r"2 of 9 trials failed, 1 may(.|\n)*CUDA is out of luck"):
         bench.search()
 
     assert [row["state"] for row in bench.trials()] == ["FAIL", "FAIL"]

@@ -27,6 +27,8 @@ from tests.client.fake_replies import Behaviour, OllamaWriter, OpenAiWriter, Wri
 
 __all__ = ["Behaviour", "FakeServer", "SeenRequest"]
 
+_SETTLE_S = 0.01
+
 
 @dataclass(frozen=True)
 class SeenRequest:
@@ -91,7 +93,12 @@ class FakeServer:
         self.port = runner.addresses[0][1]
         started.set()
         await self._stop.wait()
+        # A connection accepted just now becomes known to the runner only after a turn of the loop, and a transport
+        # is closed only a turn after it was told to: without these the closed loop would leave sockets behind.
+        await site.stop()
+        await asyncio.sleep(_SETTLE_S)
         await runner.cleanup()
+        await asyncio.sleep(_SETTLE_S)
 
     async def _health(self, _request: web.Request) -> web.Response:
         return web.Response()

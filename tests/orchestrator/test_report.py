@@ -464,8 +464,8 @@ def test_long_tables_are_cut_and_say_so(empty: RunDir) -> None:
     ("seconds", "words"),
     [
         (None, "–"), (0.0, "0 ms"), (0.000234, "0.234 ms"), (0.0921, "92.1 ms"), (0.9996, "1.00 s"), (1.234, "1.23 s"),
-        (59.94, "59.9 s"), (59.96, "1 min 00 s"), (148.2, "2 min 28 s"), (3599.7, "1 h 00 min"), (90_000, "25 h 00 min"),
-        (-0.5, "−500 ms"),
+        (59.94, "59.9 s"), (59.96, "1 min 00 s"), (148.2, "2 min 28 s"), (3599.7, "1 h 00 min"),
+        (90_000, "25 h 00 min"), (-0.5, "−500 ms"),
     ],
 )  # fmt: skip
 def test_time_span_has_a_sensible_unit(seconds: float | None, words: str) -> None:
