@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPException
 from typing import Any
+from urllib.request import ProxyHandler, Request, build_opener
 
 from prometheus_client import CollectorRegistry, Gauge, delete_from_gateway, push_to_gateway
 
@@ -56,8 +58,9 @@ class PushedMetrics:
                 registry=registry,
                 grouping_key=_rest(key),
                 timeout=PUSH_TIMEOUT_S,
+                handler=_without_proxy,
             )
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             log.warning("metrics of %s could not be pushed: %s", dict(group), error)
             return
         self._sequences[key] = sequence
@@ -107,11 +110,29 @@ class PushedMetrics:
         for key in list(self._sequences):
             try:
                 # Deleting a shorter key leaves the longer ones in place: the full key is needed.
-                delete_from_gateway(gateway.url, job=dict(key)["job"], grouping_key=_rest(key), timeout=PUSH_TIMEOUT_S)
-            except OSError as error:
+                delete_from_gateway(
+                    gateway.url,
+                    job=dict(key)["job"],
+                    grouping_key=_rest(key),
+                    timeout=PUSH_TIMEOUT_S,
+                    handler=_without_proxy,
+                )
+            except (OSError, HTTPException) as error:
                 log.warning("the metrics group %s could not be deleted: %s", dict(key), error)
                 continue
             del self._sequences[key]
+
+
+def _without_proxy(
+    url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
+) -> Callable[[], None]:
+    """Return the call that prometheus_client asks a handler for; a site's proxy is for the world outside."""
+
+    def send() -> None:
+        request = Request(url, data=data, method=method, headers=dict(headers))
+        build_opener(ProxyHandler({})).open(request, timeout=timeout).close()
+
+    return send
 
 
 def _rest(key: GroupKey) -> dict[str, str]:

@@ -15,7 +15,7 @@ from orchestrator.atomic import read_json
 from orchestrator.errors import RunNotFoundError, UserError
 from orchestrator.history import RunState, run_state, stop_run, tracker_of
 from orchestrator.jobs import JobTracker
-from orchestrator.logs import STREAMS, follow
+from orchestrator.logs import follow, log_paths
 from orchestrator.progress import elapsed
 from orchestrator.report import write_report
 from orchestrator.rundir import RunDir, iter_runs
@@ -24,7 +24,12 @@ from orchestrator.summary import headline
 
 def list_runs(output_dir: Path, as_json: bool) -> int:
     """Print one line for each run, oldest first."""
-    states = [run_state(run) for run in iter_runs(output_dir)]
+    states = []
+    for run in iter_runs(output_dir):
+        try:
+            states.append(run_state(run))
+        except RunNotFoundError as error:
+            print(f"orch: left out: {error}", file=sys.stderr)  # noqa: T201
     if as_json:
         _print_json([_state_json(state) for state in states])
         return 0
@@ -84,7 +89,7 @@ def show_logs(run: RunDir, service: str | None, follow_on: bool) -> int:
         paths = [run.orchestrator_log]
     elif service in tracker:
         job_id = tracker[service].job_id
-        paths = [run.log(service, job_id, stream) for stream in STREAMS]
+        paths = log_paths(run, service, job_id)
     else:
         raise UserError(
             f"the run has no job '{service}'.\nIts jobs: {', '.join(job.name for job in tracker.jobs) or 'none'}."

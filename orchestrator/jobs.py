@@ -131,7 +131,8 @@ class JobTracker:
                 else:
                     # The intent stays open, for tear-down and `stop` to look it up again.
                     what += f"; whether it was submitted is not known, look for the name {planned.token}"
-                raise SubmitError(error.argv, error.returncode, error.stderr, what) from error
+                is_refusal = not self._scheduler.is_ambiguous(answer)
+                raise SubmitError(error.argv, error.returncode, error.stderr, what, is_refusal) from error
             job_id = found
         tracked = TrackedJob(planned, job_id, time.time())
         self._jobs[planned.name] = tracked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -28,11 +29,18 @@ def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
     return kept[-lines:]
 
 
+def log_paths(run: RunDir, service: str, job_id: str) -> list[Path]:
+    """Return the logs of one job: out, err, batch; some may not be there."""
+    paths = [run.log(service, job_id, stream) for stream in STREAMS]
+    # Where a backend cannot put the job's id into the name, the placeholder stays in it.
+    unnamed = run.log(service, "%j", "batch")
+    return [*paths[:-1], paths[-1] if paths[-1].exists() or not unnamed.exists() else unnamed]
+
+
 def last_words(run: RunDir, service: str, job_id: str) -> str:
     """Return the ends of all logs of one job, those that say nothing left out."""
     parts = []
-    for stream in STREAMS:
-        path = run.log(service, job_id, stream)
+    for path in log_paths(run, service, job_id):
         lines = tail(path)
         if lines:
             parts.append("\n".join([f"  {path.relative_to(run.root)}:", *(f"    {line}" for line in lines)]))
@@ -43,7 +51,7 @@ def follow(paths: Callable[[], list[Path]], is_over: Callable[[], bool], poll_s:
     """Yield text as it is appended to any of the files that ``paths`` names, until ``is_over`` and all is read."""
     positions: dict[Path, int] = {}
     # A look may end in the middle of a character.
-    decoders: dict[Path, codecs.IncrementalDecoder] = defaultdict(codecs.getincrementaldecoder("utf-8")("replace").__copy__)
+    decoders: dict[Path, codecs.IncrementalDecoder] = {}
     while True:
         over = is_over()
         for path in paths():
@@ -55,7 +63,8 @@ def follow(paths: Callable[[], list[Path]], is_over: Callable[[], bool], poll_s:
                 continue
             if data:
                 positions[path] = positions.get(path, 0) + len(data)
-                yield data.decode(errors="replace")
+                decoder = decoders.setdefault(path, codecs.getincrementaldecoder("utf-8")(errors="replace"))
+                yield decoder.decode(data)
         if over:
             return
         time.sleep(poll_s)

@@ -195,7 +195,12 @@ def _merge_environment(own: Environment, site: Environment) -> Environment:
 def _partition_facts(scheduler: Scheduler, site: Site, transport: LocalTransport) -> Mapping[str, PartitionFacts]:
     answer = transport.run(scheduler.partitions_argv(), scheduler.command_timeout_s)
     facts = dict(scheduler.parse_partitions(answer))
-    facts.update({name: PartitionFacts(known.gpus_per_node, "site file", known.gpu_type) for name, known in site.partitions.items()})
+    facts.update(
+        {
+            name: PartitionFacts(known.gpus_per_node, "site file", known.gpu_type)
+            for name, known in site.partitions.items()
+        }
+    )
     return facts
 
 

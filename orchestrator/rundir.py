@@ -196,7 +196,8 @@ def find_run(output_dir: Path, wanted: str = LATEST) -> RunDir:
     if (inside / "plan.json").is_file():
         return RunDir(inside.resolve())
     runs = list(iter_runs(output_dir))
-    fitting = [run for run in runs if wanted in run.root.name]
+    exact = [run for run in runs if run.root.name.endswith(f"_{wanted}")]
+    fitting = exact if len(exact) == 1 else [run for run in runs if wanted in run.root.name]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

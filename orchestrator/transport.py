@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 # A job submitted from inside a job inherits its variables, and SBATCH_* would override the script's directives.
 # SLURM_CONF and SLURM_JWT say how to reach the controller and stay.
-_SCRUBBED_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SINFO_", "PBS_", "PMI_")
+_SCRUBBED_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SINFO_", "PBS_", "PMI_", "ORCH_JOB_ID")
 _KEPT = frozenset({"SLURM_CONF", "SLURM_JWT"})
 
 

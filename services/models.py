@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import requests
 
@@ -83,8 +84,10 @@ def prepare_model(model: str, python: str, cache: Path, tell: Callable[[str], No
     if package is None:
         return
     target = cache / "models" / package
+    if _is_complete(target):
+        return  # also where the cache is not ours to write
     make_private_dir(target.parent)
-    with (target.parent / f".{package}.lock").open("w") as lock:
+    with _opened(target.parent / f".{package}.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_complete(target):
             return
@@ -107,6 +110,13 @@ def prepare_model(model: str, python: str, cache: Path, tell: Callable[[str], No
             partial.rename(target)
         except OSError as error:
             raise StorageError(target, error) from error
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("w")
+    except OSError as error:
+        raise StorageError(path, error) from error
 
 
 def _is_complete(folder: Path) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.atomic import make_private_dir
+from orchestrator.errors import UnsafeValueError
 from orchestrator.render import render
 from orchestrator.service import Check, JobDraft, PlanContext, Target
 
@@ -64,7 +66,20 @@ def config_text(context: PlanContext) -> str:
     return render(
         "monitoring/prometheus.yml.j2",
         {
-            "scrape_interval_s": format(context.recipe.job.monitoring.scrape_interval_s, "g"),
-            "targets_dir": str(context.run.targets),
+            # Prometheus' durations are whole numbers.
+            "scrape_interval_ms": round(context.recipe.job.monitoring.scrape_interval_s * 1000),
+            "targets_dir": _literal_glob(context.run.targets),
         },
     )
+
+
+def _literal_glob(folder: Path) -> str:
+    """Return a pattern that matches ``folder`` itself; Prometheus takes names of target files for patterns.
+
+    Raises:
+        UnsafeValueError: it holds ``*``, which Prometheus allows in the last part of a pattern only.
+    """
+    if "*" in str(folder):
+        raise UnsafeValueError(f"a '*' cannot stand in the path of a run: {folder}\nChoose another --output-dir.")
+    # Source: Go's path/filepath.Match: '\\' escapes.
+    return re.sub(r"([\\\[?])", r"\\\1", str(folder))

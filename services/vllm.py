@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import ProgramMissingError, UserError
+from orchestrator.errors import ProgramMissingError, UnsupportedFieldError, UserError
 from orchestrator.recipe.engines import VllmEngine
 from orchestrator.recipe.sections import Precision
 from orchestrator.service import Check, JobDraft, PlanContext, Target
@@ -49,6 +49,13 @@ class VllmService:
             raise UserError(
                 f"job.engine: tensor_parallel × pipeline_parallel = {ranks}, but the server job gets {gpus} GPUs.\n"
                 "Raise job.infrastructure.gpus_per_node or lower the parallelism."
+            )
+        if engine.device == "gpu" and ranks > (context.recipe.job.resources.server.gpus or 0):
+            raise UnsupportedFieldError(
+                "job.engine.tensor_parallel × pipeline_parallel",
+                "this version of orch",
+                f"{ranks} GPUs would be on several nodes, and the server is started on one.",
+                "Lower the parallelism to the GPUs of one node, or take a partition with more GPUs per node.",
             )
         missing = missing_packages(python, ("vllm",))
         if missing is None:

@@ -12,7 +12,7 @@ class _CoreLoader(yaml.SafeLoader):
     """PyYAML follows YAML 1.1, where ``off`` is false, ``01:00:00`` is 3600 and ``1e-4`` is text."""
 
     # Source: yaml.org/spec/1.2.2, 10.3.2 "Tag Resolution".
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 
 for _tag, _pattern, _first in (
@@ -35,8 +35,9 @@ def _mapping(loader: _CoreLoader, node: yaml.MappingNode) -> dict[Any, Any]:
             raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
         seen.add(key.value)
     loader.flatten_mapping(node)
-    return {loader.construct_object(key, deep=True): loader.construct_object(value, deep=True)
-            for key, value in node.value}
+    return {
+        loader.construct_object(key, deep=True): loader.construct_object(value, deep=True) for key, value in node.value
+    }
 
 
 _CoreLoader.add_constructor("tag:yaml.org,2002:map", _mapping)

@@ -222,7 +222,6 @@ class Submission(NamedTuple):
     name: str
     script: Path
     stdout: Path
-    output_fd: int
     cpus: "set[int]"
 
     def start(self) -> str:
@@ -251,8 +250,14 @@ class Submission(NamedTuple):
         path = None
         try:
             os.setsid()
+            process = Process.read(os.getpid())
+            if process is None:
+                raise OSError(errno.ESRCH, "/proc does not show this process")
+            job_id = f"{process.pid}.{process.start_time}"
+            stdout = Path(str(self.stdout).replace("%j", job_id))
             null = os.open(os.devnull, os.O_RDONLY)
-            for source, target in ((null, 0), (self.output_fd, 1), (self.output_fd, 2)):
+            output = os.open(str(stdout), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            for source, target in ((null, 0), (output, 1), (output, 2)):
                 os.dup2(source, target)
             for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
                 if fd > 2 and fd != answer_fd:
@@ -260,7 +265,7 @@ class Submission(NamedTuple):
                         os.close(fd)
             if self.cpus:
                 os.sched_setaffinity(0, self.cpus)
-            job = self._register()
+            job = self._register(job_id, process, stdout)
             path = job.path
             os.environ["ORCH_JOB_ID"] = job.id
             with contextlib.suppress(BrokenPipeError):  # the submitter is gone: the job runs all the same
@@ -276,13 +281,9 @@ class Submission(NamedTuple):
         finally:
             os._exit(127)
 
-    def _register(self) -> Job:
-        process = Process.read(os.getpid())
-        if process is None:
-            raise OSError(errno.ESRCH, "/proc does not show this process")
-        job_id = f"{process.pid}.{process.start_time}"
+    def _register(self, job_id: str, process: Process, stdout: Path) -> Job:
         entry = {"id": job_id, "name": self.name, "pid": process.pid, "starttime": process.start_time}
-        entry.update(sid=process.session, script=str(self.script), stdout=str(self.stdout))
+        entry.update(sid=process.session, script=str(self.script), stdout=str(stdout))
         entry.update(submitted_at=time.time(), host=socket.gethostname(), boot_id=boot_id())
         job = Job(self.registry.folder / f"{job_id}.json", entry)
         job.save()
@@ -347,10 +348,9 @@ def submit(registry: Registry, options: argparse.Namespace) -> int:
         script, stdout = Path(options.script).absolute(), Path(options.stdout).absolute()
         with script.open("rb"):
             pass
-        output_fd = os.open(str(stdout), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         registry.prune()
         cpus = registry.choose_cpus(options.cpus) if options.cpus is not None else set()
-        job_id = Submission(registry, options.name, script, stdout, output_fd, cpus).start()
+        job_id = Submission(registry, options.name, script, stdout, cpus).start()
     except (OSError, SubmitError) as error:
         print(f"local_jobs: {error}", file=sys.stderr)
         return 1
@@ -399,7 +399,7 @@ def main(argv: "list[str]") -> int:
 
     command = commands.add_parser("submit", parents=[common], help="start a job and print its id")
     command.add_argument("--name", required=True)
-    command.add_argument("--stdout", required=True, help="file for the output of the script")
+    command.add_argument("--stdout", required=True, help="file for the output of the script; %%j is its id")
     command.add_argument("--cpus", type=int, help="bind the job to so many CPUs")
     command.add_argument("script")
     command.set_defaults(run=submit)

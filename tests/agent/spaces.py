@@ -17,8 +17,8 @@ scalars = st.one_of(st.booleans(), st.integers(-1000, 1000), st.sampled_from(["s
 def params(draw: st.DrawFn) -> Param:
     kind = draw(st.sampled_from(["float", "int", "categorical"]))
     if kind == "categorical":
-        unique = st.lists(scalars, min_size=1, max_size=5, unique_by=lambda value: (type(value).__name__, value))
-        return CategoricalParam(choices=tuple(draw(unique)))
+        drawn = draw(st.lists(scalars, min_size=1, max_size=5, unique_by=lambda value: (type(value).__name__, value)))
+        return CategoricalParam(choices=tuple(drawn))
     log = draw(st.booleans())
     if kind == "int":
         low = draw(st.integers(1 if log else -1000, 1000))
@@ -29,12 +29,13 @@ def params(draw: st.DrawFn) -> Param:
 
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
-    names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=6, unique=True))
+    names: list[str] = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=6, unique=True))
     space: dict[str, Param] = {}
     for name in names:
         param = draw(params())
         switches = [other for other, known in space.items() if isinstance(known, CategoricalParam)]
-        if switches and draw(st.booleans()):
+        is_conditional: bool = draw(st.booleans())
+        if switches and is_conditional:
             other = draw(st.sampled_from(switches))
             choices = space[other].choices  # type: ignore[union-attr]
             param = param.model_copy(update={"when": {other: (draw(st.sampled_from(choices)),)}})
@@ -48,8 +49,7 @@ def values_of(param: Param) -> st.SearchStrategy[Any]:
     if isinstance(param, IntParam):
         whole = st.integers(param.low, param.high)
         return st.one_of(whole, whole.map(float))
-    inside = st.floats(param.low, param.high)
-    return inside
+    return st.floats(param.low, param.high)
 
 
 def wrong_values_of(param: Param) -> st.SearchStrategy[Any]:

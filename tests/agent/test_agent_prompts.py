@@ -12,7 +12,7 @@ TASK = Task("ten digits", "best_val_accuracy", REFERENCE_SPACE, {"optimizer": "s
 def complete(number: int, objective: float) -> TrialView:
     figures = {"val_accuracy": 0.111, "test_accuracy": 0.987654}
     attrs = {"figures": figures, "rationale": "r", "source": "llm"}
-    return TrialView(number, "COMPLETE", {"learning_rate": number / 1000 + 1e-9}, objective, attrs)
+    return TrialView(number, "COMPLETE", {"num_epochs": number}, objective, attrs)
 
 
 def text_of(trials: list[TrialView]) -> str:
@@ -31,7 +31,7 @@ def test_first_messages_name_every_parameter_with_bounds_scale_and_condition() -
 def test_first_messages_show_five_best_and_five_recent_only() -> None:
     trials = [complete(number, 0.9 - number / 1000) for number in range(40)]
     text = text_of(trials)
-    shown = [number for number in range(40) if f'"learning_rate":{number / 1000:g}}}' in text]
+    shown = [number for number in range(40) if f'{{"num_epochs":{number}}}' in text]
     assert shown == [0, 1, 2, 3, 4, 35, 36, 37, 38, 39]
     assert "Propose trial 40" in text
     # Two characters a token at the very worst, of a model with 4096 tokens.

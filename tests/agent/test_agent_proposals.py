@@ -124,7 +124,7 @@ def test_read_proposal_bounds_themselves_are_inside() -> None:
 
 @pytest.mark.parametrize("state", ["COMPLETE", "FAIL", "RUNNING"])
 def test_read_proposal_repetition_of_any_trial_is_rejected_with_its_number(state: str) -> None:
-    with pytest.raises(DuplicateError, match="repeats trial 7 .*learning_rate 0.01"):
+    with pytest.raises(DuplicateError, match=r"repeats trial 7 .*learning_rate 0\.01"):
         read(GOOD, earlier(3, learning_rate=0.05), earlier(7, state))
 
 

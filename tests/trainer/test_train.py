@@ -18,8 +18,8 @@ def test_train_copied_alone_runs_by_path_from_anywhere(tmp_path: Path) -> None:
     package = tmp_path / "it's a node" / "trainer"
     shutil.copytree(REPOSITORY / "trainer", package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "elsewhere").mkdir()
-    flags = ["--model_type", "resnet18", "--learning_rate", "0.001", "--batch_size", "128", "--num_epochs", "1"]
-    argv = [sys.executable, str(package / "train.py"), *flags, "--dataset", "digits", "--image_size", "8"]
+    flags = ["--model_type", "customcnn", "--learning_rate", "0.001", "--batch_size", "128", "--num_epochs", "1"]
+    argv = [sys.executable, str(package / "train.py"), *flags, "--dataset", "digits", "--hidden_size", "16"]
     finished = subprocess.run(
         [*argv, "--output_dir", "trial", "--job_id", "job_1"],
         cwd=tmp_path / "elsewhere",
