@@ -70,16 +70,20 @@ class Proposer:
         settings: LlmProposals,
         seed: int,
         log: Path,
-        wait: Callable[[float], None],
         look_every_s: float,
     ) -> None:
         self._client, self._task, self._settings, self._seed = client, task, settings, seed
-        self._log, self._wait, self._look_every_s = log, wait, look_every_s
+        self._log, self._look_every_s = log, look_every_s
         self._schema = proposal_schema(task.space)
         self._was_silent = False
 
-    def propose(self, trials: Sequence[TrialView], number: int) -> Asked:
+    def propose(self, trials: Sequence[TrialView], number: int, wait: Callable[[float], None]) -> Asked:
         """Return a candidate for trial ``number``.
+
+        Args:
+            trials: All earlier trials.
+            number: Of the trial that is to be.
+            wait: Waits that many seconds while the run is watched; called with 0 to watch only.
 
         Raises:
             JobFailedError: the server's job has died while it was waited for.
@@ -90,7 +94,7 @@ class Proposer:
         tally = _Tally()
         proposal, turn, question = None, 0, self._question(messages, number, 0)
         while True:
-            completion = self._complete(question, number, turn, tally)
+            completion = self._complete(question, number, turn, tally, wait)
             if completion is None:
                 break
             try:
@@ -128,13 +132,15 @@ class Proposer:
         seed = (self._seed * 1_000_003 + number * 16 + turn) % 2**31
         return Question(messages, self._schema, round(temperature, 6), self._settings.max_tokens, seed)
 
-    def _complete(self, question: Question, number: int, turn: int, tally: _Tally) -> Completion | None:
+    def _complete(
+        self, question: Question, number: int, turn: int, tally: _Tally, wait: Callable[[float], None]
+    ) -> Completion | None:
         """Return the answer, or None if there is none after all attempts; next time a silent server gets only one."""
         backoffs = () if self._was_silent else BACKOFFS_S
         for backoff_s in (*backoffs, None):
             tally.requests += 1
             try:
-                completion = self._client.complete(question, lambda: self._wait(0.0), self._look_every_s)
+                completion = self._client.complete(question, lambda: wait(0.0), self._look_every_s)
             except LlmError as error:
                 tally.failed_requests += 1
                 reason = f"no answer: {error}"
@@ -142,7 +148,7 @@ class Proposer:
                 self._note(question, number, turn, None, reason)
                 if backoff_s is None or not error.is_transient:
                     break
-                self._wait(backoff_s)
+                wait(backoff_s)
             else:
                 self._was_silent = False
                 tally.add(completion)

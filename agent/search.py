@@ -86,8 +86,10 @@ class Search:
                 self._study.tell_failure(
                     trial.number, "the orchestrator ended before this trial did", {"interrupted": True}
                 )
+        finished = sum(trial.counts and not trial.is_running for trial in self._study.views())
         if trials:
-            self._say(f"hpo: goes on after {sum(not trial.is_running for trial in trials)} trials")
+            self._say(f"hpo: goes on after {finished} trials")
+        self._context.progress.show_bar("trials", finished, self._hpo.trials, "")
         return {"next": self._choose_next()}
 
     def propose(self) -> SearchState:
@@ -95,7 +97,7 @@ class Search:
         if self._proposer is None:
             asked = Asked(None, self._hpo.sampler, {})
         else:
-            asked = self._proposer.propose(self._study.views(), self._study.next_number)
+            asked = self._proposer.propose(self._study.views(), self._study.next_number, self.breathe)
         trial = self._study.ask(asked)
         if asked.source == "tpe_fallback":
             self._say(f"trial {trial.number}: TPE's suggestion instead of the model's: {asked.notes['rejects'][-1]}")
@@ -190,7 +192,7 @@ class Search:
     def abandon(self, why: str) -> None:
         """End the running trials, in the scheduler and in the study: nothing is left RUNNING for ever."""
         try:
-            self._context.jobs.cancel([running.job for running in self._running.values()])
+            self._context.jobs.cancel([job for job in self._context.jobs.jobs if job.planned.role == "trial"])
         except CommandError as error:
             log.warning("%s", error)  # the run's tear-down tries again
         for trial in self._study.views():

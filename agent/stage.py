@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from agent.dataset import check_data, describe_data
+from agent.dataset import check_data, data_arguments, describe_data
 from agent.space import centre, ordered
 from agent.trainer_arguments import SET_BY_THE_SEARCH, TRAINER_ARGUMENTS
 from agent.trials import trial_draft, trial_place
@@ -73,7 +73,7 @@ def _open_study(context: StageContext) -> tuple[Any, Any]:
     )
     task = Task(describe_data(hpo.dataset), hpo.objective, hpo.space, hpo.fixed, hpo.trials)
     log = context.run.hpo / "proposals.jsonl"
-    proposer = Proposer(client, task, hpo.llm, hpo.seed, log, context.wait, job.polling.records_s)
+    proposer = Proposer(client, task, hpo.llm, hpo.seed, log, job.polling.records_s)
     return study, proposer
 
 
@@ -89,9 +89,10 @@ def _check_names(hpo: Hpo) -> None:
     Raises:
         RecipeError: some are not; names all of them.
     """
-    allowed = TRAINER_ARGUMENTS - SET_BY_THE_SEARCH
+    by_data = frozenset(data_arguments(hpo.dataset))
+    allowed = TRAINER_ARGUMENTS - SET_BY_THE_SEARCH - by_data
     problems = [
-        Problem(f"job.hpo.{section}.{name}", _why_not(name), ", ".join(sorted(allowed)))
+        Problem(f"job.hpo.{section}.{name}", _why_not(name, by_data), ", ".join(sorted(allowed)))
         for section, names in (("space", hpo.space), ("fixed", hpo.fixed))
         for name in names
         if name not in allowed
@@ -100,9 +101,11 @@ def _check_names(hpo: Hpo) -> None:
         raise RecipeError("recipe", problems)
 
 
-def _why_not(name: str) -> str:
+def _why_not(name: str, by_data: frozenset[str]) -> str:
     if name == "evaluate_test":
         return "test accuracy is measured once, on the winner: job.hpo.evaluate_winner"
+    if name in by_data:
+        return "is set by job.hpo.dataset"
     if name in SET_BY_THE_SEARCH:
         return "is set by the search itself"
     return "is not an argument of the trainer"

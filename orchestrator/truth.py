@@ -60,10 +60,13 @@ def judge(evidence: Evidence) -> Verdict:
     """
     record, seen = evidence.record, evidence.seen
     if record is not None and record.is_finished:
+        is_doubtful = record.reason == "signal" and not evidence.cancelled and not evidence.is_absence_final
+        if is_doubtful and not evidence.scheduler_answered:
+            return Verdict(JobState.UNKNOWN, "a signal ended it, and the scheduler does not answer")
         if seen is not None and evidence.scheduler_answered:
             if seen.state in {JobState.PENDING, JobState.REQUEUED}:
                 return Verdict(JobState.REQUEUED, seen.reason)
-            if record.reason == "signal" and not evidence.cancelled and not evidence.is_absence_final:
+            if is_doubtful:
                 return _by_signal(record, seen)
         return _by_sentinel(record, evidence.cancelled)
     alive = evidence.heartbeat_at is not None and evidence.now - evidence.heartbeat_at < FRESH_S

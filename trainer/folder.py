@@ -104,7 +104,13 @@ def _measure_shorter_side(path: Path) -> int:
 
 
 def _decode_all(files: Sequence[Path], size: int) -> NDArray[np.uint8]:
-    images = np.empty((len(files), size, size, 3), dtype=np.uint8)
+    try:
+        images = np.empty((len(files), size, size, 3), dtype=np.uint8)
+    except MemoryError as error:
+        needed_gib = len(files) * size * size * 3 / 2**30
+        raise InputError(
+            f"{len(files)} pictures at {size}x{size} need {needed_gib:.1f} GiB of memory: lower --image_size."
+        ) from error
 
     def decode_into(index: int) -> str | None:
         try:

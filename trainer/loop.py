@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trainer.stopping import StopRequest
 
 _FINITE_CHECK_STEPS = 50  # each check waits for the device
-_EVALUATION_BATCH = 500
+_EVALUATION_PIXELS = 500 * 32 * 32  # of a batch; bounds memory for larger pictures
 
 
 @dataclass
@@ -110,7 +110,8 @@ class TrainingLoop:
         self.model.eval()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
-        batches = [torch.split(part, _EVALUATION_BATCH) for part in (pictures.images, pictures.labels)]
+        batch_size = max(1, _EVALUATION_PIXELS // pictures.images[0, :, :, 0].numel())
+        batches = [torch.split(part, batch_size) for part in (pictures.images, pictures.labels)]
         with torch.inference_mode():
             for images, labels in zip(*batches, strict=True):
                 self._stop.check()

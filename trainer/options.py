@@ -116,10 +116,14 @@ def http_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _listed(meaning: str, *allowed: str) -> str:
+    return f"{meaning}: {', '.join(allowed)}"
+
+
 REQUIRED = object()
 
 OPTIONS = (
-    Option("model_type", one_of(*MINIMUM_IMAGE_SIZE), "resnet18", "the network"),
+    Option("model_type", one_of(*MINIMUM_IMAGE_SIZE), "resnet18", _listed("the network", *MINIMUM_IMAGE_SIZE)),
     Option(
         "learning_rate",
         number(0, 1e9, above=True),
@@ -140,15 +144,15 @@ OPTIONS = (
     Option("hidden_size", integer(4, 4096), None, "channels of a block; customcnn only", "128"),
     Option("num_layers", integer(1, 32), None, "convolution blocks; customcnn only", "4"),
     Option("momentum", number(0, 1, below=True), None, "Nesterov momentum (0: none); sgd only", "0.9 for sgd"),
-    Option("optimizer", one_of("sgd", "adamw"), "adamw", "how steps are taken"),
+    Option("optimizer", one_of("sgd", "adamw"), "adamw", "how steps are taken: sgd, adamw"),
     Option(
         "scheduler",
         one_of("cosine", "onecycle", "none"),
         "cosine",
-        "how the learning rate changes from step to step",
+        "how the learning rate changes from step to step: cosine, onecycle, none",
     ),
     Option("label_smoothing", number(0, 1, below=True), 0.0, "smoothing of the training labels"),
-    Option("dataset", one_of(*DATASETS), "cifar100", "which pictures"),
+    Option("dataset", one_of(*DATASETS), "cifar100", _listed("which pictures", *DATASETS)),
     Option(
         "data_dir",
         path,
@@ -170,13 +174,19 @@ OPTIONS = (
         "share of the training set kept for validation",
     ),
     Option("seed", integer(0, 2**31 - 1), 0, "decides split, weights, order and augmentation"),
-    Option("device", one_of("auto", "cpu", "cuda"), "auto", "where to train", "auto: cuda if there is one"),
+    Option(
+        "device",
+        one_of("auto", "cpu", "cuda"),
+        "auto",
+        "where to train: auto, cpu, cuda",
+        "auto, which is cuda if there is one",
+    ),
     Option(
         "precision",
         one_of("auto", "fp32", "bf16", "fp16"),
         "auto",
-        "arithmetic of the network",
-        "auto: bf16 where the hardware has it, else fp32",
+        "arithmetic of the network: auto, fp32, bf16, fp16",
+        "auto, which is bf16 where the hardware has it, else fp32",
     ),
     Option(
         "threads",

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import InputError
 from trainer.layout import replace_atomically
 
 _SCHEMA_VERSION = 1
@@ -65,6 +66,7 @@ class MetricsFile:
         Epochs that the file has and the checkpoint does not stay; they are not written again.
 
         Raises:
+            InputError: the last line is whole but not an epoch's record.
             OSError: the file cannot be read or written.
         """
         content = self._path.read_bytes() if self._path.exists() else b""
@@ -72,7 +74,12 @@ class MetricsFile:
         if len(whole) < len(content):
             os.truncate(self._path, len(whole))
         lines = whole.splitlines()
-        self._last_epoch = int(json.loads(lines[-1])["epoch"]) if lines else 0
+        try:
+            self._last_epoch = int(json.loads(lines[-1])["epoch"]) if lines else 0
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self._path}: its last line is no epoch's record. Remove the file, or repair it."
+            ) from error
         for record in history:
             self.append(record)
 

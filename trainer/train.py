@@ -74,7 +74,10 @@ def _create(layout: TrialLayout) -> None:
 
 def _complain(error: TrainerError) -> None:
     for problem in error.problems if isinstance(error, InputError) else (str(error),):
-        _log.error("%s", problem) if _log.handlers else sys.stderr.write(f"train.py: {problem}\n")
+        if _log.handlers:
+            _log.error("%s", problem)
+        else:
+            sys.stderr.write(f"train.py: {problem}\n")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from contextlib import ExitStack
@@ -46,6 +47,7 @@ class Trial:
             OSError: a record cannot be written.
         """
         settings = self._settings
+        self._check_earlier_attempt()
         write_json(self._layout.config, settings.as_json())
         compute = choose_compute(settings)
         source = load_source(settings)
@@ -70,6 +72,16 @@ class Trial:
         self._train(loop, source)
         if settings.evaluate_test:
             self._evaluate_test(loop, source, compute.device)
+
+    def _check_earlier_attempt(self) -> None:
+        """Refuse to add to the metrics of other settings, which matters where last.pt (checked on its own) is lost."""
+        config = self._layout.config
+        if self._layout.metrics.exists() and config.exists():
+            try:
+                found = dict(json.loads(config.read_bytes()))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{config}: not readable as JSON. Name another --output_dir.") from error
+            check_same_trial(config, found, self._settings.decisive())
 
     def _describe(self, source: PictureSource, train: Pictures, val: Pictures) -> None:
         if self._settings.batch_size > len(train):

@@ -39,9 +39,9 @@ SPACE: dict[str, Any] = {
 FAKE_TRAINER = """
 import json, math, os, pathlib, sys, time
 flags, words = {}, sys.argv[1:]
-while words:
-    name = words.pop(0)[2:]
-    flags[name] = words.pop(0) if words and not words[0].startswith("--") else True
+for word in words:
+    name, equals, value = word[2:].partition("=")
+    flags[name] = value if equals else True
 root = pathlib.Path(flags["output_dir"])
 (root / "argv.json").write_text(json.dumps([sys.argv[1:], os.environ.get("OMP_NUM_THREADS")]))
 how = json.loads((pathlib.Path(__file__).parent / "how.json").read_text())
@@ -201,14 +201,14 @@ class Bench:
         return {job.name: job.state for job in self.jobs.jobs}
 
     def argv(self, number: int) -> tuple[list[str], str | None]:
-        """Return what the fake trainer was called with, and its OMP_NUM_THREADS."""
+        """Return what the fake trainer of a trial was called with, and its OMP_NUM_THREADS."""
         place = self.run.trials / f"job_{EXPERIMENT}_iter_{number}" / "argv.json"
         argv, threads = json.loads(place.read_text())
         return argv, threads
 
 
-def make_recipe(hpo: dict[str, Any], **job: Any) -> Recipe:
-    """Return a resolved recipe with a small space and quick looks."""
+def make_recipe(hpo: dict[str, Any] | None, **job: Any) -> Recipe:
+    """Return a resolved recipe with a small space and quick looks; without a search if ``hpo`` is None."""
     document = {
         "job": {
             "name": "tune",
@@ -217,7 +217,7 @@ def make_recipe(hpo: dict[str, Any], **job: Any) -> Recipe:
             "environment": {"python": sys.executable, "supervisor_python": sys.executable},
             "polling": {"scheduler_s": 0.2, "records_s": 0.1, "metrics_s": 0.2},
             "resources": {"trial": RoleResources(nodes=1, gpus=0).model_dump(exclude_none=True)},
-            "hpo": {"space": SPACE, "trials": 3, **hpo},
+            **({} if hpo is None else {"hpo": {"space": SPACE, "trials": 3, **hpo}}),
             **job,
         }
     }

@@ -13,7 +13,7 @@ from agent.stage import HpoStage
 from agent.trainer_arguments import SET_BY_THE_SEARCH, SWITCHES, TRAINER_ARGUMENTS, command_line
 from orchestrator.errors import ProgramMissingError, RecipeError, UserError
 from orchestrator.plan import plan_job
-from orchestrator.recipe.hpo import FolderData, TorchvisionData
+from orchestrator.recipe.hpo import REFERENCE_SPACE, FolderData, Scalar, TorchvisionData
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.service import PlanContext
@@ -44,7 +44,13 @@ def test_trainer_arguments_are_those_of_the_trainer() -> None:
 
 
 def test_command_line_switches_and_numbers_are_exact() -> None:
-    values = {"augment": False, "learning_rate": 0.1 + 0.2, "num_epochs": 3, "optimizer": "sgd", "resume": True}
+    values: dict[str, Scalar] = {
+        "augment": False,
+        "learning_rate": 0.1 + 0.2,
+        "num_epochs": 3,
+        "optimizer": "sgd",
+        "resume": True,
+    }
     assert command_line({**values, "download": False}) == {
         "no_augment": True,
         "learning_rate": "0.30000000000000004",
@@ -57,11 +63,11 @@ def test_command_line_switches_and_numbers_are_exact() -> None:
 
 def test_is_wanted_only_with_a_section() -> None:
     assert HpoStage().is_wanted(make_recipe({}))
-    assert not HpoStage().is_wanted(make_recipe({}).model_copy(update={"job": make_recipe({}, hpo=None).job}))
+    assert not HpoStage().is_wanted(make_recipe(None))
 
 
 def test_check_the_reference_space_on_digits_is_fine(tmp_path: Path) -> None:
-    check(tmp_path, {}, hpo={})
+    check(tmp_path, {"space": {name: param.model_dump() for name, param in REFERENCE_SPACE.items()}})
 
 
 def test_check_unknown_and_reserved_names_are_all_reported(tmp_path: Path) -> None:
@@ -74,6 +80,13 @@ def test_check_unknown_and_reserved_names_are_all_reported(tmp_path: Path) -> No
     assert "job.hpo.fixed.evaluate_test: test accuracy is measured once, on the winner" in text
     assert "job.hpo.fixed.output_dir: is set by the search itself" in text
     assert "momentum: " not in text
+
+
+def test_check_argument_of_the_data_set_may_not_be_given_twice(tmp_path: Path) -> None:
+    dataset = {"kind": "folder", "dir": str(tmp_path), "image_size": 16}
+    with pytest.raises(RecipeError, match=r"job.hpo.fixed.image_size: is set by job.hpo.dataset"):
+        check(tmp_path, {"dataset": dataset, "fixed": {"image_size": 32}})
+    check(tmp_path, {"fixed": {"image_size": 32}})
 
 
 def test_check_conditions_in_a_circle_are_refused(tmp_path: Path) -> None:
@@ -135,8 +148,8 @@ def test_sample_job_is_trial_0_in_the_middle_of_the_space(tmp_path: Path) -> Non
     assert draft is not None
     planned = plan_job(draft, context, LocalScheduler(), "7f3a2b1c")
     assert (planned.name, planned.kind, planned.role) == ("trial_0000", "task", "trial")
-    assert "--model_type resnet18" in planned.script_text
-    assert "--optimizer adamw" in planned.script_text
+    assert "--model_type=resnet18" in planned.script_text
+    assert "--optimizer=adamw" in planned.script_text
     assert not (tmp_path / "run").exists()
 
 

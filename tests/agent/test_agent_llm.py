@@ -131,8 +131,8 @@ def test_complete_looks_around_meanwhile_and_leaves_when_that_raises(new_llm: Ne
 def ask(llm: FakeLlm, tmp_path: Path, waits: list[float] | None = None, **settings: Any) -> Asked:
     log = tmp_path / "proposals.jsonl"
     wait = (waits if waits is not None else []).append
-    proposer = Proposer(client_of(llm.url, tmp_path / "token"), TASK, LlmProposals(**settings), 5, log, wait, 0.05)
-    return proposer.propose((), 0)
+    proposer = Proposer(client_of(llm.url, tmp_path / "token"), TASK, LlmProposals(**settings), 5, log, 0.05)
+    return proposer.propose((), 0, wait)
 
 
 def test_propose_server_error_is_asked_again_after_a_pause(new_llm: NewLlm, tmp_path: Path) -> None:

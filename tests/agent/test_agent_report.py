@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 from pathlib import Path
@@ -71,24 +72,23 @@ def test_keep_best_checkpoint_is_copied_where_links_are_not_possible(
 
 
 def test_link_curves_are_followed_by_tensorboards_reader(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
+    event_processing = importlib.import_module("tensorboard.backend.event_processing.event_multiplexer")
+    writing = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+    event = importlib.import_module("tensorboard.compat.proto.event_pb2").Event
+    summary = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
     run = RunDir(tmp_path / "run")
     run.make()
     place = place_of(run.trials)(0)
     place.make()
-    writer = EventFileWriter(str(place.tensorboard))
-    writer.add_event(Event(step=1, summary=Summary(value=[Summary.Value(tag="val", simple_value=0.5)])))
+    writer = writing.EventFileWriter(str(place.tensorboard))
+    writer.add_event(event(step=1, summary=summary(value=[summary.Value(tag="val", simple_value=0.5)])))
     writer.close()
 
     link_curves(run, [place, place_of(run.trials)(1)])
     link_curves(run, [place])
 
     assert [link.name for link in run.tensorboard.iterdir()] == ["exp_iter_0"]
-    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(run.tensorboard)).Reload()
+    multiplexer = event_processing.EventMultiplexer().AddRunsFromDirectory(str(run.tensorboard)).Reload()
     assert list(multiplexer.Runs()) == ["exp_iter_0"]
 
 

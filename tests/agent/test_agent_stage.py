@@ -5,6 +5,7 @@ import json
 import stat
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from agent import proposer, search
 from agent.proposer import Asked
 from agent.search import Search
 from agent.study import SearchStudy
+from agent.trials import trial_draft, trial_place
 from orchestrator.errors import JobFailedError, ServiceAnswerError, StageError, SubmitError
 from orchestrator.interrupts import TerminatedError
 from orchestrator.plan import PlannedJob
+from orchestrator.recipe.infrastructure import Resources, RoleResources
 from orchestrator.schedulers import JobState
 from tests.agent.bench import EXPERIMENT, RUN_ID, TOKEN, Bench, answer
 from tests.agent.fake_llm import MODEL, FakeLlm, Reply, Script
@@ -67,13 +70,12 @@ def test_llm_search_passes_active_parameters_exactly_and_notes_the_exchange(
     figures = bench.search()
 
     argv = bench.argv(0)[0]
-    assert argv[: argv.index("--output_dir")] == [
-        *("--seed", "7", "--dataset", "digits", "--optimizer", "sgd", "--no_augment"),
-        *("--model_type", "resnet18", "--learning_rate", "0.012345678901234", "--batch_size", "64"),
+    assert argv == [
+        *("--seed=7", "--dataset=digits", "--optimizer=sgd", "--no_augment"),
+        *("--model_type=resnet18", "--learning_rate=0.012345678901234", "--batch_size=64"),
+        *(f"--output_dir={bench.run.trials}/job_{EXPERIMENT}_iter_0", f"--job_id={EXPERIMENT}_iter_0"),
     ]
-    assert argv[argv.index("--job_id") + 1] == f"{EXPERIMENT}_iter_0"
-    assert "--num_layers" not in argv
-    assert bench.argv(1)[0][bench.argv(1)[0].index("--num_layers") + 1] == "4"
+    assert "--num_layers=4" in bench.argv(1)[0]
     assert figures["trials"][1]["rationale"] == "deeper now"
     assert figures["test_accuracy"] is None
     assert figures["llm"]["requests"] == 2
@@ -377,17 +379,17 @@ def test_search_longer_than_langgraphs_limit_ends_by_itself(
 
 def test_search_omp_threads_follow_the_allocation(new_bench: NewBench) -> None:
     bench = new_bench({"trials": 1, "sampler": "random", "evaluate_winner": False})
-    resources = bench.recipe.job.resources
-    bench.recipe = bench.recipe.model_copy(
-        update={
-            "job": bench.recipe.job.model_copy(
-                update={
-                    "resources": resources.model_copy(update={"trial": resources.trial.model_copy(update={"cpus": 1})})
-                }
-            )
-        }
-    )
-    object.__setattr__(bench.plan, "recipe", bench.recipe)
-    bench.restart()
     bench.search()
-    assert bench.argv(0)[1] == "1"
+    assert bench.argv(0)[1] is None
+
+    resources = Resources(trial=RoleResources(nodes=1, cpus=1, gpus=0))
+    job = bench.recipe.job.model_copy(update={"resources": resources})
+    plan = replace(bench.plan, recipe=bench.recipe.model_copy(update={"job": job}))
+    place = trial_place(bench.run, "job_{job_id}", EXPERIMENT, 1)
+    draft = trial_draft(plan, job.hpo, place, {"learning_rate": 0.1})  # type: ignore[arg-type]
+    place.make()
+    planned = bench.plan_job(draft)
+    planned.write()
+    bench.jobs.submit(planned)
+    bench.jobs.wait_for_end(20.0)
+    assert bench.argv(1)[1] == "1"

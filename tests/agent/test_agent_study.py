@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.proposer import Asked
 from agent.sampler import LlmSampler, make_tpe
-from agent.space import Space, active
+from agent.space import Space, active, distribution
 from agent.study import SearchStudy
 from orchestrator.recipe.hpo import Hpo
 from tests.agent.bench import SPACE
@@ -27,7 +27,12 @@ def open_study(folder: Path, hpo: Hpo = HPO) -> SearchStudy:
 
 def test_ask_takes_the_proposal_as_it_is(tmp_path: Path) -> None:
     study = open_study(tmp_path)
-    params = {"model_type": "customcnn", "learning_rate": 0.0123456789, "batch_size": 128, "num_layers": 6}
+    params: dict[str, Any] = {
+        "model_type": "customcnn",
+        "learning_rate": 0.0123456789,
+        "batch_size": 128,
+        "num_layers": 6,
+    }
     trial = study.ask(Asked(params, "llm", {"rationale": "because", "model": None}))
     assert trial.params == params
     assert trial.attrs == {"source": "llm", "rationale": "because"}
@@ -36,7 +41,7 @@ def test_ask_takes_the_proposal_as_it_is(tmp_path: Path) -> None:
 
 def test_ask_inactive_parameters_are_no_part_of_the_trial(tmp_path: Path) -> None:
     study = open_study(tmp_path)
-    params = {"model_type": "resnet18", "learning_rate": 0.01, "batch_size": 128}
+    params: dict[str, Any] = {"model_type": "resnet18", "learning_rate": 0.01, "batch_size": 128}
     assert study.ask(Asked(params, "llm", {})).params == params
     for _ in range(10):
         trial = study.ask(FALLBACK)
@@ -46,7 +51,7 @@ def test_ask_inactive_parameters_are_no_part_of_the_trial(tmp_path: Path) -> Non
 
 def test_ask_proposal_is_used_once(tmp_path: Path) -> None:
     study = open_study(tmp_path)
-    params = {"model_type": "resnet18", "learning_rate": 0.01, "batch_size": 128}
+    params: dict[str, Any] = {"model_type": "resnet18", "learning_rate": 0.01, "batch_size": 128}
     first, second = study.ask(Asked(params, "llm", {})), study.ask(FALLBACK)
     assert first.params["learning_rate"] != second.params["learning_rate"]
 
@@ -63,7 +68,13 @@ def test_ask_proposal_is_used_once(tmp_path: Path) -> None:
 )
 def test_ask_wrong_proposal_is_refused_before_a_trial_exists(wrong: dict[str, Any], tmp_path: Path) -> None:
     study = open_study(tmp_path)
-    params = {"model_type": "customcnn", "learning_rate": 0.01, "batch_size": 128, "num_layers": 2, **wrong}
+    params: dict[str, Any] = {
+        "model_type": "customcnn",
+        "learning_rate": 0.01,
+        "batch_size": 128,
+        "num_layers": 2,
+        **wrong,
+    }
     with pytest.raises(ValueError, match="is not in"):
         study.ask(Asked(params, "llm", {}))
     assert study.views() == ()
@@ -79,8 +90,6 @@ def test_llm_sampler_every_point_of_every_space_goes_through_optuna_unchanged(
     sampler = LlmSampler(space, make_tpe(0))
     study = optuna.create_study(sampler=sampler)
     sampler.prepare(params)
-    from agent.space import distribution
-
     trial = study.ask({name: distribution(space[name]) for name in params})
     assert trial.params == params
 

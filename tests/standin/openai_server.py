@@ -50,7 +50,11 @@ class Standin:
         self._requests = 0
 
     def app(self) -> web.Application:
-        app = web.Application(middlewares=[web.middleware(self._authorise)])
+        @web.middleware
+        async def authorise(request: web.Request, handler: Any) -> web.StreamResponse:
+            return await self._authorise(request, handler)
+
+        app = web.Application(middlewares=[authorise])
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)

@@ -55,6 +55,7 @@ def _process_state_restored() -> Iterator[None]:
 
     umask = os.umask(0o022)
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small batches, and threads that wait for one another on a busy machine
     yield
     os.umask(umask)
     torch.set_num_threads(threads)

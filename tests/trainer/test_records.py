@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.errors import InputError
 from trainer.records import EpochRecord, MetricsFile, TrialReport, mean_under_curve, write_json
 
 RECORD = EpochRecord(
@@ -84,6 +85,14 @@ def test_metrics_file_reconcile_torn_line_is_cut_off(tmp_path: Path) -> None:
     metrics.reconcile(HISTORY[:1])
     metrics.append(HISTORY[1])
     assert epochs_in(path) == [1, 2]
+
+
+@pytest.mark.parametrize("line", ["garbage", "[1]", '{"step": 1}'])
+def test_metrics_file_reconcile_foreign_line_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(InputError, match="no epoch's record"):
+        MetricsFile(path).reconcile([])
 
 
 @pytest.mark.parametrize(("values", "expected"), [([], None), ([0.5], 0.5), ([0.2, 0.6], 0.4), ([0.0, 1.0, 0.0], 0.5)])

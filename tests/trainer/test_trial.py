@@ -111,6 +111,15 @@ def test_trial_resumed_with_other_settings_is_refused(run_trial: RunTrial) -> No
     assert "--learning_rate 0.001, not 0.5" in other.results["cause"]
 
 
+def test_trial_other_settings_without_checkpoint_are_refused(run_trial: RunTrial) -> None:
+    trial = run_trial()
+    (trial.directory / "checkpoints" / "last.pt").unlink()
+    other = run_trial(resume=True, batch_size=64)
+    assert other.exit_code == 2
+    assert "--batch_size 128, not 64" in other.results["cause"]
+    assert other.metrics == trial.metrics
+
+
 def test_trial_resume_without_checkpoint_starts_afresh(run_trial: RunTrial) -> None:
     assert run_trial(resume=True).results["epochs_run"] == 2
 

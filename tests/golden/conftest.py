@@ -1,0 +1,16 @@
+"""The option of ``make golden``."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --write-golden."""
+    parser.addoption("--write-golden", action="store_true", help="write tests/golden/expected anew")
+
+
+@pytest.fixture
+def is_writing(request: pytest.FixtureRequest) -> bool:
+    """Tell whether the golden files are to be written; without this folder on the command line they never are."""
+    return bool(request.config.getoption("--write-golden", default=False))

@@ -1,0 +1,16 @@
+#!/bin/bash
+set -eu
+umask 077
+cd /runs/20260101_000000_job_0a1b2c3d
+export CUDA_VISIBLE_DEVICES=
+exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/client.json -- \
+  /opt/env/bin/python /project/client/server.py \
+  --bind @BIND@ --port @PORT@ \
+  --endpoints-dir=/runs/20260101_000000_job_0a1b2c3d/endpoints \
+  --server-service=ollama \
+  --api=ollama \
+  --model=llama2 \
+  --processes=1 \
+  --request-timeout-s=120 \
+  --max-tokens=128 \
+  --output-dir=/runs/20260101_000000_job_0a1b2c3d/benchmark

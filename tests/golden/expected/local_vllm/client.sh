@@ -1,0 +1,17 @@
+#!/bin/bash
+set -eu
+umask 077
+cd /runs/20260101_000000_job_0a1b2c3d
+export CUDA_VISIBLE_DEVICES=
+exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/client.json -- \
+  /opt/env/bin/python /project/client/server.py \
+  --bind @BIND@ --port @PORT@ \
+  --endpoints-dir=/runs/20260101_000000_job_0a1b2c3d/endpoints \
+  --server-service=vllm \
+  --api=openai \
+  --model=Qwen/Qwen2.5-7B-Instruct \
+  --processes=1 \
+  --request-timeout-s=120 \
+  --max-tokens=128 \
+  --api-token-file=/runs/20260101_000000_job_0a1b2c3d/secrets/api_token \
+  --output-dir=/runs/20260101_000000_job_0a1b2c3d/benchmark

