@@ -36,10 +36,6 @@ class TrialView:
         return self.state == "RUNNING"
 
     @property
-    def is_complete(self) -> bool:
-        return self.state == "COMPLETE"
-
-    @property
     def is_interrupted(self) -> bool:
         """Whether it was cut off by the end of an orchestrator, so that it says nothing about its parameters."""
         return bool(self.attrs.get("interrupted"))

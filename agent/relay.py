@@ -60,12 +60,11 @@ class TrialRelay:
         self._group = {"job": TRAINING_JOB, "run": run_id, "trial": trial}
         self._unpushed: dict[str, Any] | None = None
         self._next = 0.0
-        self.last: dict[str, Any] | None = None
 
     def look(self, is_over: bool = False) -> None:
         """Push what is new, if it is time; at the trial's end it always is."""
         for line in self._tail.read_new():
-            self._unpushed = self.last = line
+            self._unpushed = line
         if self._unpushed is None or (time.monotonic() < self._next and not is_over):
             return
         samples = epoch_samples(self._unpushed)

@@ -95,6 +95,7 @@ class BenchmarkStage:
                 url = context.endpoint(SERVICE).url + path
                 with requests.Session() as session:
                     session.trust_env = False
+                    session.headers["Authorization"] = f"Bearer {context.run.api_token.read_text()}"
                     answer = session.request(method, url, json=body, timeout=REQUEST_TIMEOUT_S)
                 document: dict[str, Any] = answer.json()
             except (requests.RequestException, ValueError, ServiceAnswerError) as error:

@@ -85,7 +85,8 @@ class Composed:
         run.make()
         document = self.recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
         write_json(run.recipe, {**escape_variables(document), "provenance": self.provenance})
-        write_text(run.api_token, secrets.token_urlsafe(32))
+        for token in (run.api_token, run.scrape_token):
+            write_text(token, secrets.token_urlsafe(32))
         try:
             shutil.copyfile(SUPERVISOR, run.supervisor)
         except OSError as error:

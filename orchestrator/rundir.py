@@ -117,6 +117,10 @@ class RunDir:
         return self.root / "secrets" / "api_token"
 
     @property
+    def scrape_token(self) -> Path:
+        return self.root / "secrets" / "scrape_token"
+
+    @property
     def supervisor(self) -> Path:
         return self.root / "scripts" / "supervisor.py"
 

@@ -102,7 +102,7 @@ def _by_signal(record: StatusRecord, seen: Seen) -> Verdict:
 
 def _by_absence(evidence: Evidence, alive: bool) -> Verdict:
     if evidence.is_absence_final:
-        return Verdict(JobState.FAILED, "it was killed outright: it left no word of its end")
+        return Verdict(JobState.FAILED, "it was killed outright, without a last word")
     if alive:
         return Verdict(JobState.RUNNING)
     last = max(evidence.heartbeat_at or 0.0, evidence.submitted_at, evidence.listed_at or 0.0)
@@ -114,9 +114,8 @@ def _by_absence(evidence: Evidence, alive: bool) -> Verdict:
 
 def _by_scheduler(seen: Seen, record: StatusRecord | None) -> Verdict:
     words = f"the scheduler says {seen.state}" + (f" ({seen.reason})" if seen.reason else "")
-    if record is None:
-        words += "; its supervisor never started"
+    words += "; its supervisor never started" if record is None else "; it was killed outright, without a last word"
     if seen.state == JobState.COMPLETED:
         # It left no sentinel, so nothing proves that it did its work.
-        return Verdict(JobState.LOST, f"{words}, but it left no word of its end")
+        return Verdict(JobState.LOST, words)
     return Verdict(seen.state, words)

@@ -29,6 +29,8 @@ class ClientContext:
     request_timeout_s: float
     max_tokens: int
     api_token_file: Path | None
+    auth_token_file: Path
+    scrape_token_file: Path
     output_dir: Path
 
 
@@ -80,6 +82,9 @@ class ClientService:
                 request_timeout_s=job.service.request_timeout_s,
                 max_tokens=job.benchmark.max_tokens,
                 api_token_file=server.auth_token_file,
+                # Whoever may use the model may use the client, which spends the model's token: nobody else.
+                auth_token_file=context.run.api_token,
+                scrape_token_file=context.run.scrape_token,
                 output_dir=context.run.benchmark,
             ),
             resources=job.resources.client,

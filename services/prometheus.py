@@ -69,6 +69,7 @@ def config_text(context: PlanContext) -> str:
             # Prometheus' durations are whole numbers.
             "scrape_interval_ms": round(context.recipe.job.monitoring.scrape_interval_s * 1000),
             "targets_dir": _literal_glob(context.run.targets),
+            "scrape_token_file": str(context.run.scrape_token),
         },
     )
 

@@ -23,7 +23,7 @@ def _problem(details: ErrorDetails, model: type[BaseModel]) -> Problem:
     given = _shown(details["input"])
     kind, context = details["type"], details.get("ctx", {})
     if kind == "extra_forbidden":
-        known = sorted({name for owner in _models_at(model, loc[:-1]) for name in _keys_of(owner)})
+        known = sorted({name for owner in _models_at(model, details["loc"][:-1]) for name in _keys_of(owner)})
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         remedy = f"Did you mean '{near[0]}'?" if near else ""
         return Problem(where, "unknown key", ", ".join(known), remedy)
@@ -65,7 +65,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _models_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
-    """Return the models that may stand at ``loc`` (several where there is a union)."""
+    """Return the models that may stand at ``loc`` (several where there is a union and ``loc`` has no tag of it)."""
     owners: list[type[BaseModel]] = [model]
     for part in loc:
         found: list[type[BaseModel]] = []
@@ -73,9 +73,14 @@ def _models_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[
             field = owner.model_fields.get(str(part))
             if field is not None:
                 found += _models_in(field.annotation)
+        tagged = [owner for owner in owners if _has_tag(owner, part)]
         # A key inside a mapping (a parameter's name) stays with the mapping's value models.
-        owners = found or owners
+        owners = found or tagged or owners
     return owners
+
+
+def _has_tag(model: type[BaseModel], part: int | str) -> bool:
+    return "kind" in model.model_fields and part in get_args(model.model_fields["kind"].annotation)
 
 
 def _without_union_tags(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[int | str, ...]:
@@ -84,9 +89,7 @@ def _without_union_tags(loc: tuple[int | str, ...], model: type[BaseModel]) -> t
     for part in loc:
         owners = _models_at(model, tuple(kept))
         known = {name for owner in owners for name in owner.model_fields}
-        is_tag = any(
-            "kind" in owner.model_fields and part in get_args(owner.model_fields["kind"].annotation) for owner in owners
-        )
+        is_tag = any(_has_tag(owner, part) for owner in owners)
         if not (is_tag and kept and part not in known):
             kept.append(part)
     return tuple(kept)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from agent.space import Param, Space
 from orchestrator.recipe.hpo import CategoricalParam, FloatParam, IntParam
 
+# Jobs of other tests may have the machine: how long one example takes says nothing.
+unhurried = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = ("model_type", "learning_rate", "batch_size", "num_epochs", "weight_decay", "dropout_rate")
 scalars = st.one_of(st.booleans(), st.integers(-1000, 1000), st.sampled_from(["sgd", "adamw", "", "ä"]))
 

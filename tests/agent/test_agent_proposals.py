@@ -12,7 +12,7 @@ from agent.history import TrialView
 from agent.proposals import RATIONALE_MAX_CHARS, DuplicateError, RejectedError, read_proposal
 from agent.space import Param, Space
 from orchestrator.recipe.hpo import CategoricalParam, FloatParam, IntParam
-from tests.agent.spaces import points, spaces, wrong_values_of
+from tests.agent.spaces import points, spaces, unhurried, wrong_values_of
 
 SPACE: dict[str, Param] = {
     "learning_rate": FloatParam(low=1e-4, high=0.1, log=True),
@@ -39,6 +39,7 @@ def earlier(number: int = 0, state: str = "COMPLETE", **changes: Any) -> TrialVi
     return TrialView(number, state, params, 0.5 if state == "COMPLETE" else None, attrs)
 
 
+@unhurried
 @given(data=st.data(), space=spaces())
 def test_read_proposal_every_valid_point_is_accepted_unchanged(data: st.DataObject, space: Space) -> None:
     point = data.draw(points(space))
@@ -52,6 +53,7 @@ def test_read_proposal_every_valid_point_is_accepted_unchanged(data: st.DataObje
             assert type(value) is float
 
 
+@unhurried
 @given(data=st.data(), space=spaces())
 def test_read_proposal_one_wrong_value_is_rejected_and_named(data: st.DataObject, space: Space) -> None:
     point = data.draw(points(space))
@@ -61,6 +63,7 @@ def test_read_proposal_one_wrong_value_is_rejected_and_named(data: st.DataObject
         read_proposal(json.dumps({**point, name: wrong, "rationale": "x"}), space, ())
 
 
+@unhurried
 @given(data=st.data(), space=spaces())
 def test_read_proposal_missing_and_unknown_keys_are_rejected(data: st.DataObject, space: Space) -> None:
     point = {**data.draw(points(space)), "rationale": "x"}
@@ -72,6 +75,7 @@ def test_read_proposal_missing_and_unknown_keys_are_rejected(data: st.DataObject
         read_proposal(json.dumps({**point, "momentum": 0.9}), space, ())
 
 
+@unhurried
 @given(text=st.text())
 def test_read_proposal_any_text_is_rejected_and_nothing_else_is_raised(text: str) -> None:
     with pytest.raises(RejectedError):

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 from agent.space import Param, active, centre, distance, distribution, json_schema, ordered
 from orchestrator.errors import UserError
 from orchestrator.recipe.hpo import REFERENCE_SPACE, CategoricalParam, FloatParam, IntParam
-from tests.agent.spaces import points, spaces
+from tests.agent.spaces import points, spaces, unhurried
 
 
 def test_active_condition_not_met_parameter_is_left_out() -> None:
@@ -56,6 +56,7 @@ def test_distance_measures_on_the_parameters_own_scale() -> None:
     assert distance(space, {"x": 1e-4}, {"x": 1e-4, "n": 1}) == 1.0
 
 
+@unhurried
 @given(data=st.data(), space=spaces())
 def test_schema_and_distributions_accept_every_point_of_the_space(
     data: st.DataObject, space: dict[str, FloatParam]

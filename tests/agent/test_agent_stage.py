@@ -97,7 +97,10 @@ def test_llm_search_passes_active_parameters_exactly_and_notes_the_exchange(
 
 def test_llm_search_token_is_sent_and_stands_in_no_file(new_bench: NewBench, new_llm: NewLlm) -> None:
     refusal = Reply(status=500, body=f"who sent Bearer {TOKEN}?".encode())
-    bench, llm = new_bench({"trials": 1, "llm": {"max_repairs": 0}}), new_llm([refusal, Reply(answer())])
+    bench, llm = (
+        new_bench({"trials": 1, "evaluate_winner": False, "llm": {"max_repairs": 0}}),
+        new_llm([refusal, Reply(answer())]),
+    )
     bench.serve(llm.url)
 
     bench.search()
@@ -175,6 +178,25 @@ def test_llm_search_dead_server_ends_it_and_leaves_no_running_trial(new_bench: N
     assert set(bench.states().values()) == {JobState.CANCELLED}
 
 
+def test_search_ctrl_c_ends_its_jobs_and_keeps_its_tables(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 2, "sampler": "random"}, {"1": {"sleep_s": 60}})
+
+    def interrupt() -> None:
+        if bench.states().get("trial_0001") == JobState.RUNNING:
+            raise KeyboardInterrupt
+
+    bench.on_wait = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        bench.search()
+
+    bench.on_wait = lambda: None
+    rows = bench.trials()
+    assert [(row["state"], row["interrupted"]) for row in rows] == [("COMPLETE", False), ("FAIL", True)]
+    assert rows[1]["cause"] == "the search ended: interrupted by Ctrl-C"
+    bench.jobs.wait_for_end(20.0)
+    assert bench.states()["trial_0001"] == JobState.CANCELLED
+
+
 def test_llm_search_hanging_server_is_left_when_its_job_dies(new_bench: NewBench, new_llm: NewLlm) -> None:
     bench, llm = new_bench({"trials": 1}), new_llm([Reply(answer(), delay_s=2.0)])
     bench.serve(llm.url)
@@ -206,24 +228,25 @@ def test_search_without_the_model_is_tagged_and_repeatable(sampler: str, new_ben
 def test_search_failing_trials_are_told_with_their_cause(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "RESULTS_GRACE_S", 0.3)
     how = {"0": {"trial": "fails"}, "1": {"trial": "says nothing"}, "2": {"trial": "is not finite"}}
-    bench = new_bench({"trials": 7, "sampler": "random", "parallel_trials": 3}, how)
+    hpo = {"trials": 4, "sampler": "random", "parallel_trials": 3, "max_failed_trials": 3, "evaluate_winner": False}
+    bench = new_bench(hpo, how)
 
     figures = bench.search()
 
-    assert (figures["finished"], figures["failed"]) == (7, 3)
+    assert (figures["finished"], figures["failed"]) == (4, 3)
     causes = [trial["cause"] for trial in figures["trials"]]
     assert causes[0] == "FAILED: trial_0000 exited with code 1: CUDA is out of luck"
     assert "left no results.json" in causes[1]
     assert "best_val_accuracy in results.json is nan" in causes[2]
-    assert causes[3:] == [None] * 4
+    assert causes[3:] == [None]
     study = SearchStudy(bench.run.hpo / "study.journal", EXPERIMENT, bench.context.recipe.job.hpo)  # type: ignore[arg-type]
-    assert [trial.state for trial in study.views()] == ["FAIL"] * 3 + ["COMPLETE"] * 4
+    assert [trial.state for trial in study.views()] == ["FAIL"] * 3 + ["COMPLETE"]
     assert "CUDA is out of luck" in study.view(0).attrs["last_words"]
     with (bench.run.reports / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["FAIL"] * 3 + ["COMPLETE"] * 4
+    assert [row["state"] for row in rows] == ["FAIL"] * 3 + ["COMPLETE"]
     assert rows[0]["cause"] == "FAILED: trial_0000 exited with code 1: CUDA is out of luck"
-    assert float(rows[4]["objective"]) == figures["trials"][4]["objective"]
+    assert float(rows[3]["objective"]) == figures["trials"][3]["objective"]
 
 
 def test_search_too_many_failures_ends_it_with_the_last_cause(new_bench: NewBench) -> None:
@@ -367,13 +390,13 @@ def test_search_longer_than_langgraphs_limit_ends_by_itself(
 ) -> None:
     # Every refusal takes five nodes; 25 nodes are LangGraph's usual limit.
     monkeypatch.setattr(search, "MAX_REFUSALS", 1000)
-    bench = new_bench({"trials": 3000, "sampler": "random", "max_failed_trials": 39})
+    bench = new_bench({"trials": 3000, "sampler": "random", "max_failed_trials": 9})
 
     def refuse(planned: PlannedJob) -> None:
         raise SubmitError(("sbatch",), 1, "no", "refused")
 
     monkeypatch.setattr(bench.jobs, "submit", refuse)
-    with pytest.raises(StageError, match="40 of 3000 trials failed"):
+    with pytest.raises(StageError, match="10 of 3000 trials failed"):
         bench.search()
 
 

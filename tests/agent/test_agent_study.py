@@ -6,7 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.proposer import Asked
@@ -15,7 +15,7 @@ from agent.space import Space, active, distribution
 from agent.study import SearchStudy
 from orchestrator.recipe.hpo import Hpo
 from tests.agent.bench import SPACE
-from tests.agent.spaces import points, spaces
+from tests.agent.spaces import points, spaces, unhurried
 
 HPO = Hpo.model_validate({"space": SPACE, "sampler": "llm"})
 FALLBACK = Asked(None, "tpe_fallback", {"rejects": ["no answer"]})
@@ -80,7 +80,7 @@ def test_ask_wrong_proposal_is_refused_before_a_trial_exists(wrong: dict[str, An
     assert study.views() == ()
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@unhurried
 @given(data=st.data(), space=spaces())
 def test_llm_sampler_every_point_of_every_space_goes_through_optuna_unchanged(
     data: st.DataObject, space: Space

@@ -63,11 +63,6 @@ class OrchRun:
         document: dict[str, Any] = json.loads((self.run_dir / name).read_text())
         return document
 
-    def server_pid(self, marker: str) -> int:
-        """Return the pid of the process that has ``marker`` and this run's directory on its command line."""
-        pids = processes_with(marker, str(self.run_dir))
-        return pids[0] if pids else 0
-
     def interrupt(self, number: int = signal.SIGINT) -> None:
         self.process.send_signal(number)
 

@@ -82,10 +82,14 @@ def test_run_with_keep_answers_until_it_is_stopped(recipe: dict[str, Any], start
 def test_run_whose_server_is_killed_while_it_starts_ends_within_15_s(recipe: dict[str, Any], start: Start) -> None:
     recipe["job"]["engine"]["environment"] = {"STANDIN_START_DELAY_S": "50"}
     run = start(recipe, "--no-monitoring")
-    pid = run.wait_for(lambda: run.server_pid("openai_server.py") if run.output_dir.exists() else 0, "the server")
-    pid = next(pid for pid in processes_with("openai_server.py", str(run.output_dir.parent.parent)) if _is_server(pid))
+    tests_folder = str(run.output_dir.parent.parent)
+    pids = run.wait_for(
+        lambda: [pid for pid in processes_with("openai_server.py", tests_folder) if _is_server(pid)], "the server"
+    )
+    # The process exists a moment before it has said anything.
+    run.wait_for(lambda: any("loading" in path.read_text() for path in run.run_dir.glob("logs/vllm_*.out")), "its log")
     killed_at = time.monotonic()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pids[0], signal.SIGKILL)
     assert run.wait(15) == 1
     assert time.monotonic() - killed_at < 15
     assert "SIGKILL" in run.stderr

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import InputError
 from trainer.pictures import Pictures, split_stratified, split_validation
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     counts=st.lists(st.integers(2, 40), min_size=1, max_size=6),
     fraction=st.floats(0.01, 0.99),

@@ -57,7 +57,7 @@ def test_load_json_syntax_error_names_line_and_column(tmp_path: Path) -> None:
 
 
 def test_load_yaml_syntax_error_names_line_and_column(tmp_path: Path) -> None:
-    assert "line 3, column 5" in failure_of(tmp_path / "r.yaml", b"job:\n  name: x\n  [a\n    : b\n")
+    assert "line 3, column 11" in failure_of(tmp_path / "r.yaml", b"job:\n  name: x\n  model: a: b\n")
 
 
 @pytest.mark.parametrize(
