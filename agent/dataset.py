@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.errors import UserError
+from orchestrator.errors import DataNotFoundError
 from orchestrator.recipe.hpo import DigitsData, FolderData, Hpo, Scalar, SyntheticData, TorchvisionData
 
 # Source: https://www.cs.toronto.edu/~kriz/cifar.html; the folder is the one inside the archive.
@@ -47,7 +47,7 @@ def check_data(hpo: Hpo) -> None:
     """Make sure that the data set is where the recipe says; looks at names only.
 
     Raises:
-        UserError: it is not; says what was expected where.
+        DataNotFoundError: it is not; says what was expected where.
     """
     data = hpo.dataset
     if isinstance(data, FolderData):
@@ -60,13 +60,13 @@ def _check_folder(folder: Path, needs_test: bool) -> None:
     where = "job.hpo.dataset.dir"
     layout = f"Expected: {folder}/train/CLASS/PICTURE.jpg (or .jpeg, .png), and the same classes in {folder}/test/."
     if not folder.is_dir():
-        raise UserError(f"{where} = {folder}: there is no such directory.\n{layout}")
+        raise DataNotFoundError(f"{where} = {folder}: there is no such directory.\n{layout}")
     if _class_folders(folder) < 2:
-        raise UserError(
+        raise DataNotFoundError(
             f"{where} = {folder}: train/ holds {_class_folders(folder)} class folders; two at least.\n{layout}"
         )
     if needs_test and not (folder / "test").is_dir():
-        raise UserError(
+        raise DataNotFoundError(
             f"{where} = {folder}: there is no test/, and job.hpo.evaluate_winner measures test accuracy at the end.\n"
             f"{layout} Or set job.hpo.evaluate_winner = false."
         )
@@ -78,7 +78,7 @@ def _check_cifar(kind: str, folder: Path) -> None:
     root = folder.parent if folder.name == unpacked and folder.is_dir() else folder
     if (root / unpacked).is_dir() or (root / archive).is_file():
         return
-    raise UserError(
+    raise DataNotFoundError(
         f"job.hpo.dataset.dir = {folder}: {kind} is not there: neither {unpacked}/ nor {archive}.\n"
         f"Put {archive} there (https://www.cs.toronto.edu/~kriz/{archive}), or set job.hpo.dataset.download = true "
         "where compute nodes reach the internet."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 from agent.dataset import check_data, data_arguments, describe_data
@@ -13,6 +14,7 @@ from orchestrator.errors import OrchError, Problem, ProgramMissingError, RecipeE
 from orchestrator.interrupts import TerminatedError
 from orchestrator.recipe.document import Recipe
 from orchestrator.recipe.hpo import Hpo
+from orchestrator.rundir import experiment_id_of
 from orchestrator.service import JobDraft, PlanContext
 from orchestrator.stage import StageContext
 
@@ -33,11 +35,13 @@ class HpoStage:
         check_data(hpo)
 
     def sample_job(self, context: PlanContext) -> JobDraft | None:
-        """Return the job of trial 0, with the middle of the space for its parameters."""
+        """Return a job like that of a trial, with the middle of the space for its parameters."""
         hpo = _hpo(context.recipe)
         job = context.recipe.job
-        place = trial_place(context.run, job.working_dirs.job_pattern, job.name, 0)
-        return trial_draft(context, hpo, place, centre(hpo.space))
+        experiment_id = experiment_id_of(job.name, context.run_id)
+        place = trial_place(context.run, job.working_dirs.job_pattern, experiment_id, 0)
+        # Under a name of its own: the scripts of the real trials must not replace what was planned.
+        return replace(trial_draft(context, hpo, place, centre(hpo.space)), name="trial_example")
 
     def run(self, context: StageContext) -> dict[str, Any]:
         # LangGraph and Optuna take seconds to import, which other commands need not wait for.

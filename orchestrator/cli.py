@@ -143,7 +143,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, parts: Parts) -> int:
     transport = LocalTransport()
     os.umask(0o077)
-    composed = compose(_request(arguments), parts, transport)
+    composed = compose(_request(arguments), parts, transport, is_plan_only=arguments.dry_run)
     composed.write()
     plan = composed.plan
     if arguments.dry_run:

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.atomic import write_json, write_text
-from orchestrator.errors import StorageError
+from orchestrator.errors import NotHereError, StorageError
 from orchestrator.metrics import MetricsSink
 from orchestrator.plan import Plan, check_names, plan_job
 from orchestrator.recipe.document import Recipe
@@ -98,8 +98,14 @@ class Composed:
         run.make_latest()
 
 
-def compose(request: Request, parts: Parts, transport: LocalTransport) -> Composed:
+def compose(request: Request, parts: Parts, transport: LocalTransport, is_plan_only: bool = False) -> Composed:
     """Return the checked and planned run that ``request`` asks for.
+
+    Args:
+        request: What the user asked for.
+        parts: What is built on the core.
+        transport: Asked what partitions the scheduler has.
+        is_plan_only: Note what is missing on this machine instead of raising: the plan may be for another one.
 
     Raises:
         UserError: anything in recipe, site file or on this machine that keeps it from running.
@@ -116,13 +122,11 @@ def compose(request: Request, parts: Parts, transport: LocalTransport) -> Compos
         project=PROJECT,
         cache=Path(site.cache_dir).expanduser().absolute() if site.cache_dir else PROJECT / "output" / "cache",
         bind=job.network.bind or resolved.scheduler.default_bind,
+        run_id=run_id,
     )
     services, left_out = parts.services_of(context)
     stages = tuple(stage for stage in parts.stages if stage.is_wanted(resolved.recipe))
-    for service in services:
-        service.check(context)
-    for stage in stages:
-        stage.check(context)
+    missing = _check([*services, *stages], context, is_plan_only)
     jobs = tuple(plan_job(service.draft(context), context, resolved.scheduler, run_id) for service in services)
     check_names(jobs)
     samples = [draft for draft in (stage.sample_job(context) for stage in stages) if draft is not None]
@@ -134,9 +138,22 @@ def compose(request: Request, parts: Parts, transport: LocalTransport) -> Compos
         jobs=jobs,
         trials=job.hpo.trials if job.hpo else 0,
         trial=trial,
-        notes=(f"site file: {site_source}", *resolved.notes, *left_out),
+        notes=(f"site file: {site_source}", *resolved.notes, *left_out, *missing),
     )
     return Composed(resolved, site, plan, context, tuple(services), stages, _provenance(resolved.recipe, run_id))
+
+
+def _check(parts: Sequence[Service | Stage], context: PlanContext, is_plan_only: bool) -> list[str]:
+    """Let every part look whether it can run here; return what is missing, where that is only to be noted."""
+    missing = []
+    for part in parts:
+        try:
+            part.check(context)
+        except NotHereError as error:
+            if not is_plan_only:
+                raise
+            missing.append(f"{part.name} would not run from here: {str(error).splitlines()[0]}")
+    return missing
 
 
 def load(request: Request) -> tuple[Recipe, Site, str]:

@@ -74,11 +74,19 @@ class UnsupportedFieldError(UserError):
         super().__init__(f"{field}: not supported by {by}: {why}\n{remedy}")
 
 
-class ModelNotFoundError(UserError):
+class NotHereError(UserError):
+    """Something that a run needs is not on this machine; a plan can be made all the same."""
+
+
+class ModelNotFoundError(NotHereError):
     """The model that the recipe names does not exist or cannot be reached."""
 
 
-class ProgramMissingError(UserError):
+class DataNotFoundError(NotHereError):
+    """The data set that the recipe names is not where it should be."""
+
+
+class ProgramMissingError(NotHereError):
     """A program or package that a job needs is not installed where it was looked for."""
 
 

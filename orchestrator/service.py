@@ -100,6 +100,7 @@ class PlanContext:
         project: Folder of the clone.
         cache: Folder shared by all runs: models, images, data.
         bind: Address that services listen on.
+        run_id: The run's id.
     """
 
     recipe: Recipe
@@ -107,6 +108,7 @@ class PlanContext:
     project: Path
     cache: Path
     bind: str
+    run_id: str
 
 
 class Service(Protocol):

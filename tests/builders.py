@@ -122,7 +122,7 @@ def plan_run(
     job = resolved.recipe.job
     assert job.engine is not None
     bind = job.network.bind or resolved.scheduler.default_bind
-    context = PlanContext(resolved.recipe, RunDir(root), project, CACHE, bind)
+    context = PlanContext(resolved.recipe, RunDir(root), project, CACHE, bind, RUN_ID)
     server = ENGINES[job.engine.kind]()
     monitoring: list[Service] = []
     if job.monitoring.mode != "off":

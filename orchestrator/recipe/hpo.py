@@ -117,7 +117,7 @@ Dataset = Annotated[TorchvisionData | FolderData | DigitsData | SyntheticData, F
 class LlmProposals(StrictModel):
     """How the model is asked."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     max_tokens: Annotated[int, Field(ge=32, le=8192)] = 512
     max_repairs: Annotated[int, Field(ge=0, le=5)] = 2
     """How often an invalid proposal is sent back with the error before the optimiser's suggestion is taken instead."""

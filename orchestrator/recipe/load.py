@@ -61,7 +61,9 @@ def validate(
     try:
         valid = model.model_validate(document)
     except ValidationError as error:
-        found += problems_of(error, model)
+        # A variable that is not set leaves a value that is wrong for that reason only.
+        told = {problem.where for problem in problems}
+        found += [problem for problem in problems_of(error, model) if problem.where not in told]
         raise error_type(source, found) from error
     if found:
         raise error_type(source, found)

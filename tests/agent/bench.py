@@ -128,7 +128,7 @@ class Bench:
         self.run.make()
         self.run.api_token.write_text(TOKEN)
         shutil.copyfile(supervisor.__file__, self.run.supervisor)
-        self.plan = PlanContext(self.recipe, self.run, self.project, folder / "cache", "127.0.0.1")
+        self.plan = PlanContext(self.recipe, self.run, self.project, folder / "cache", "127.0.0.1", RUN_ID)
         self.metrics, self.progress = RecordingMetrics(), RecordingProgress()
         self.endpoint: Endpoint | Exception = LookupError("no server")
         self.on_wait: Callable[[], None] = lambda: None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -66,10 +67,11 @@ class FakeLlm:
                 reply = fake.reply_to({"path": self.path, **body}, dict(self.headers))
                 time.sleep(reply.delay_s)
                 data = completion(reply, body) if reply.body is None else reply.body
-                self.send_response(reply.status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the test did not wait for it
+                    self.send_response(reply.status)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -98,7 +98,7 @@ def test_golden_folder_holds_no_forgotten_case() -> None:
 
 def test_golden_scripts_are_there_for_every_kind_of_job() -> None:
     assert {Path(name).stem for name in SCRIPTS} >= {
-        "vllm", "ollama", "client", "pushgateway", "prometheus", "trial_0000",
+        "vllm", "ollama", "client", "pushgateway", "prometheus", "trial_example",
     }  # fmt: skip
 
 

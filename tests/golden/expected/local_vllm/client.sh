@@ -14,4 +14,6 @@ exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/2026
   --request-timeout-s=120 \
   --max-tokens=128 \
   --api-token-file=/runs/20260101_000000_job_0a1b2c3d/secrets/api_token \
+  --auth-token-file /runs/20260101_000000_job_0a1b2c3d/secrets/api_token \
+  --scrape-token-file /runs/20260101_000000_job_0a1b2c3d/secrets/scrape_token \
   --output-dir=/runs/20260101_000000_job_0a1b2c3d/benchmark

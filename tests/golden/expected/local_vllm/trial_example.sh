@@ -3,7 +3,7 @@ set -eu
 umask 077
 cd /runs/20260101_000000_job_0a1b2c3d
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
-exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/trial_0000.json -- \
+exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/trial_example.json -- \
   /opt/env/bin/python /project/trainer/train.py \
   --seed=0 \
   --dataset=folder \
@@ -14,5 +14,5 @@ exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/2026
   --no_augment \
   --learning_rate=0.01 \
   --batch_size=64 \
-  --output_dir=/runs/20260101_000000_job_0a1b2c3d/trials/job_job_iter_0 \
-  --job_id=job_iter_0
+  --output_dir=/runs/20260101_000000_job_0a1b2c3d/trials/job_job_0a1b2c3d_iter_0 \
+  --job_id=job_0a1b2c3d_iter_0

@@ -1,6 +1,6 @@
 #!/bin/bash
-#SBATCH --job-name=orch-0a1b2c3d-trial_0000
-#SBATCH --output=/runs/20260101_000000_job_0a1b2c3d/logs/trial_0000_%j.batch
+#SBATCH --job-name=orch-0a1b2c3d-trial_example
+#SBATCH --output=/runs/20260101_000000_job_0a1b2c3d/logs/trial_example_%j.batch
 #SBATCH --open-mode=append
 #SBATCH --partition=gpu
 #SBATCH --account=p200981
@@ -29,7 +29,7 @@ module load CUDA/12.4
 module load Python/3.11
 set -u
 export OMP_PROC_BIND=close
-exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/trial_0000.json -- \
+exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/trial_example.json -- \
   /opt/env/bin/python /project/trainer/train.py \
   --seed=0 \
   --dataset=folder \
@@ -40,5 +40,5 @@ exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/2026
   --no_augment \
   --learning_rate=0.01 \
   --batch_size=64 \
-  --output_dir=/runs/20260101_000000_job_0a1b2c3d/trials/job_job_iter_0 \
-  --job_id=job_iter_0
+  --output_dir=/runs/20260101_000000_job_0a1b2c3d/trials/job_job_0a1b2c3d_iter_0 \
+  --job_id=job_0a1b2c3d_iter_0
