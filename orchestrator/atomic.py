@@ -84,6 +84,8 @@ def append_line(path: Path, text: str) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "rb+") as file:
             size = file.seek(0, os.SEEK_END)
+            if size == 0:
+                os.fchmod(descriptor, 0o600)
             is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             file.write((("\n" if is_torn else "") + text + "\n").encode())
             file.flush()

@@ -42,7 +42,7 @@ def list_runs(output_dir: Path, as_json: bool) -> int:
     for state in states:
         started = time.strftime("%m-%d %H:%M", time.localtime(state.started_at)) if state.started_at else "-"
         table.add_row(state.run.root.name, state.scheduler, _state_text(state), started, _took(state))
-    Console().print(table)
+    Console(markup=False).print(table)
     return 0
 
 
@@ -64,7 +64,7 @@ def show_status(run: RunDir, as_json: bool) -> int:
     if as_json:
         _print_json({**_state_json(state), "jobs": jobs})
         return 0
-    console = Console()
+    console = Console(markup=False)
     console.print(f"{run.root}", soft_wrap=True)
     console.print(f"{_state_text(state)} on {state.scheduler}, {_took(state)}")
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -25,7 +25,7 @@ def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
     except OSError:
         return []
     # A progress bar rewrites its line with carriage returns: its last state is what it said.
-    kept = [line.split("\r")[-1].rstrip() for line in text.splitlines() if line.strip()]
+    kept = [line.rstrip().split("\r")[-1] for line in text.split("\n") if line.strip()]
     return kept[-lines:]
 
 

@@ -37,11 +37,11 @@ def _render(plan: Plan) -> RenderableType:
     return Group(table, *(Text(line, overflow="fold") for line in lines))
 
 
-def _cells(job: PlannedJob) -> tuple[str, ...]:
+def _cells(job: PlannedJob) -> tuple[str | Text, ...]:
     resources = job.resources
     return (
         job.role,
-        _place(resources),
+        Text(_place(resources)),
         _shown(resources.nodes),
         _shown(resources.cpus, "any"),
         _shown(resources.gpus, "0"),

@@ -103,11 +103,12 @@ class LiveProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=False)
         self._started = time.monotonic()
         self._jobs: Sequence[TrackedJob] = ()
         self._bars: dict[str, tuple[int, int, str]] = {}
         self._ended: dict[str, float] = {}
+        # Live asks for a first picture at once.
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -150,22 +151,19 @@ class LiveProgress:
                     job.name,
                     Text(job.phase, style=style),
                     job.job_id,
-                    job.node or "-",
+                    Text(job.node or "-"),
                     elapsed(until - job.submitted_at),
                 )
                 table.add_row(*row)
             parts.append(table)
             if len(shown) < len(self._jobs):
                 parts.append(Text(f"… and {len(self._jobs) - len(shown)} more that have ended", style="dim"))
-        for name, (done, total, detail) in self._bars.items():
-            bar = Table.grid(padding=(0, 1))
-            bar.add_row(
-                Text(name, style="bold"),
-                ProgressBar(total=max(1, total), completed=done, width=24),
-                f"{done}/{total}",
-                detail,
-            )
-            parts.append(bar)
+        if self._bars:
+            bars = Table.grid(padding=(0, 1))
+            for name, (done, total, detail) in self._bars.items():
+                bar = ProgressBar(total=max(1, total), completed=done, width=24)
+                bars.add_row(Text(name, style="bold"), bar, f"{done}/{total}", Text(detail, overflow="ellipsis"))
+            parts.append(bars)
         return Group(*parts)
 
     def _rows(self) -> list[TrackedJob]:

@@ -142,12 +142,12 @@ def test_check_cifar_needs_archive_or_folder_unless_downloaded(
     check(tmp_path, {"dataset": dataset})
 
 
-def test_sample_job_is_trial_0_in_the_middle_of_the_space(tmp_path: Path) -> None:
+def test_sample_job_is_an_example_in_the_middle_of_the_space(tmp_path: Path) -> None:
     context = context_of(tmp_path, {"fixed": {"optimizer": "adamw"}})
     draft = HpoStage().sample_job(context)
     assert draft is not None
     planned = plan_job(draft, context, LocalScheduler(), "7f3a2b1c")
-    assert (planned.name, planned.kind, planned.role) == ("trial_0000", "task", "trial")
+    assert (planned.name, planned.kind, planned.role) == ("trial_example", "task", "trial")
     assert "--model_type=resnet18" in planned.script_text
     assert "--optimizer=adamw" in planned.script_text
     assert not (tmp_path / "run").exists()

@@ -126,7 +126,7 @@ def test_judge_of_the_evidence_gives_the_state(name: str) -> None:
         ({"record": ended(exit_code=7)}, "exit code 7"),
         ({"record": ended("port_in_use", message="port 8000 is taken")}, "port 8000 is taken"),
         ({"seen": seen(S.FAILED, "JobLaunchFailure")}, "(JobLaunchFailure); its supervisor never started"),
-        ({"seen": seen(S.COMPLETED), "record": record()}, "left no word of its end"),
+        ({"seen": seen(S.COMPLETED), "record": record()}, "killed outright, without a last word"),
         ({"seen": seen(S.FAILED), "record": record(), "heartbeat_at": ALIVE}, "but it is alive"),
         ({"record": ended("signal"), "seen": seen(S.TIMEOUT, "TimeLimit")}, "TIMEOUT (TimeLimit)"),
         ({"scheduler_answered": False}, "the scheduler does not answer"),

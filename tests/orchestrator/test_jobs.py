@@ -1,0 +1,366 @@
+"""Jobs submitted once each, watched together, cancelled by id; Slurm's programs are stand-ins on PATH."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import jobs as jobs_module
+from orchestrator.atomic import write_json
+from orchestrator.errors import CommandError, JobFailedError, SubmitError
+from orchestrator.interrupts import Interrupts, TerminatedError
+from orchestrator.jobs import JobTracker, TrackedJob
+from orchestrator.ledger import Ledger
+from orchestrator.plan import PlannedJob
+from orchestrator.recipe.infrastructure import Polling
+from orchestrator.rundir import RunDir
+from orchestrator.schedulers import JobState
+from orchestrator.transport import LocalTransport
+from tests.builders import ProgramFolder, planned_service, slurm_scheduler
+
+QUEUE = 'cat "$(dirname "$0")/queue" 2>/dev/null || true'
+
+
+class Cluster:
+    """A run on a Slurm of three small programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.programs = ProgramFolder(folder / "bin")
+        self.run = RunDir(folder / "run")
+        self.ledger = Ledger(self.run.events)
+        self.planned: PlannedJob = planned_service(self.run)
+        self.programs.add("sbatch", "echo 42")
+        self.programs.add("squeue", QUEUE)
+        self.programs.add("scancel", "")
+
+    def tracker(self, held: Any = nullcontext, **spec: Any) -> JobTracker:
+        """Return a tracker that looks at the queue with every poll."""
+        scheduler = slurm_scheduler(command_timeout_s=1, **spec)
+        polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, metrics_s=1.0)
+        return JobTracker(self.run, self.ledger, scheduler, LocalTransport(), polling, held)
+
+    def queue(self, *lines: str) -> None:
+        """Set what squeue answers: lines of ID|STATE|NODE|REASON|NAME."""
+        (self.programs.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
+
+    def listed(self, state: str, reason: str = "None", job_id: str = "42") -> None:
+        """Let squeue list the job in a state."""
+        self.queue(f"{job_id}|{state}|gpu1|{reason}|{self.planned.token}")
+
+    def says(self, state: str, attempt: str = "a1", **fields: Any) -> None:
+        """Write the job's own record."""
+        base = {"token": self.planned.token, "job_id": "42", "attempt": attempt, "host": "gpu1", "state": state}
+        write_json(self.run.status(self.planned.token), {**base, "started_at": 1.0, **fields})
+
+    def beats(self, ago_s: float = 0.0) -> None:
+        """Write the job's heartbeat."""
+        write_json(self.run.heartbeat(self.planned.token), {"attempt": "a1", "at": time.time() - ago_s})
+
+    def events(self) -> list[str]:
+        """Return the kinds of the ledger's events."""
+        return [event["event"] for event in self.ledger.events()]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Return a cluster whose programs are on PATH; a lost answer is looked up without long waits."""
+    made = Cluster(tmp_path)
+    monkeypatch.setenv("PATH", made.programs.path)
+    monkeypatch.setattr(jobs_module, "LOOKUP_WAITS_S", (0.01, 0.05))
+    return made
+
+
+@pytest.fixture
+def interrupts() -> Iterator[Interrupts]:
+    """Return installed interrupts; the signals' own handlers come back at the end."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    made = Interrupts()
+    made.install()
+    yield made
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def submitted(cluster: Cluster, held: Any = nullcontext) -> tuple[JobTracker, TrackedJob]:
+    """Return a tracker and its one job."""
+    tracker = cluster.tracker(held)
+    return tracker, tracker.submit(cluster.planned)
+
+
+def test_submit_records_the_intent_before_the_scheduler_hears_of_it(cluster: Cluster) -> None:
+    cluster.programs.add("sbatch", f"cp {cluster.run.events} {cluster.run.root}/then; echo 42")
+    _, job = submitted(cluster)
+    then = [event["event"] for event in Ledger(cluster.run.root / "then").events()]
+    assert then == ["job_intent"]
+    assert cluster.events() == ["job_intent", "job_submitted"]
+    assert job.job_id == "42"
+    assert cluster.programs.calls("sbatch") == [f"--parsable {cluster.planned.script}"]
+
+
+def test_submit_refused_carries_slurms_words_and_is_recorded(cluster: Cluster) -> None:
+    words = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
+    cluster.programs.add("sbatch", f"echo '{words}' >&2; exit 1")
+    with pytest.raises(SubmitError, match="Invalid account") as caught:
+        submitted(cluster)
+    assert caught.value.exit_code == 2
+    assert "job 'vllm'" in str(caught.value)
+    refusal = list(cluster.ledger.events("job_refused"))
+    assert [event["stderr"].strip() for event in refusal] == [words]
+    assert cluster.programs.calls("squeue") == []
+    assert len(cluster.programs.calls("sbatch")) == 1
+
+
+def test_submit_that_hangs_is_looked_up_and_adopted_never_repeated(cluster: Cluster) -> None:
+    line = f"77|PENDING||Priority|{cluster.planned.token}"
+    cluster.programs.add("sbatch", f"echo '{line}' >>{cluster.programs.folder}/queue; sleep 30")
+    _, job = submitted(cluster)
+    assert job.job_id == "77"
+    assert len(cluster.programs.calls("sbatch")) == 1
+    assert cluster.events() == ["job_intent", "job_submitted"]
+
+
+def test_submit_that_hangs_has_no_child_left_that_could_submit_later(cluster: Cluster) -> None:
+    cluster.programs.add("sbatch", f"(sleep 1.4; touch {cluster.run.root}/late) & wait")
+    with pytest.raises(SubmitError, match="no answer in time"):
+        submitted(cluster)
+    time.sleep(0.8)
+    assert not (cluster.run.root / "late").exists()
+
+
+def test_submit_lost_and_not_in_the_queue_was_not_taken(cluster: Cluster) -> None:
+    cluster.programs.add("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
+    with pytest.raises(SubmitError, match="Socket timed out") as caught:
+        submitted(cluster)
+    assert caught.value.exit_code == 1
+    assert cluster.events() == ["job_intent", "job_refused"]
+    assert len(cluster.programs.calls("sbatch")) == 1
+
+
+def test_submit_lost_while_the_queue_is_silent_stays_open_and_is_adopted_later(cluster: Cluster) -> None:
+    cluster.programs.add("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1")
+    cluster.programs.add("squeue", "exit 1")
+    tracker = cluster.tracker()
+    with pytest.raises(SubmitError, match=f"look for the name {cluster.planned.token}"):
+        tracker.submit(cluster.planned)
+    assert cluster.events() == ["job_intent"]
+    tracker.adopt_intended()
+    assert tracker.jobs == ()
+    cluster.programs.add("squeue", QUEUE)
+    cluster.listed("RUNNING", job_id="43")
+    tracker.adopt_intended()
+    assert [job.job_id for job in tracker.jobs] == ["43"]
+    assert len(cluster.programs.calls("sbatch")) == 1
+
+
+def test_submit_answered_without_an_id_is_looked_up(cluster: Cluster) -> None:
+    line = f"44|RUNNING|gpu1|None|{cluster.planned.token}"
+    cluster.programs.add("sbatch", f"echo '{line}' >{cluster.programs.folder}/queue; echo 'Welcome to the centre'")
+    assert submitted(cluster)[1].job_id == "44"
+
+
+def test_submit_lookup_is_not_fooled_by_a_refused_job_or_another_token(cluster: Cluster) -> None:
+    cluster.queue(
+        f"50|FAILED||BadConstraints|{cluster.planned.token}", f"51|RUNNING|gpu1|None|{cluster.planned.token}_2"
+    )
+    cluster.programs.add("sbatch", "exit 255 >/dev/null; kill -9 $$")
+    cluster.programs.add("sbatch", "kill -9 $$")
+    with pytest.raises(SubmitError):
+        submitted(cluster)
+
+
+@pytest.mark.parametrize(("name", "error"), [("INT", KeyboardInterrupt), ("TERM", TerminatedError)])
+def test_submit_holds_signals_until_the_job_is_recorded(
+    name: str, error: type[BaseException], cluster: Cluster, interrupts: Interrupts
+) -> None:
+    cluster.programs.add("sbatch", f"kill -{name} $PPID; sleep 0.1; echo 42")
+    tracker = cluster.tracker(interrupts.held)
+    with pytest.raises(error):
+        tracker.submit(cluster.planned)
+    assert [job.job_id for job in tracker.jobs] == ["42"]
+    assert cluster.events() == ["job_intent", "job_submitted"]
+
+
+def test_poll_follows_a_job_from_the_queue_to_ready(cluster: Cluster) -> None:
+    tracker, job = submitted(cluster)
+    cluster.listed("PENDING", "Priority")
+    tracker.poll()
+    assert (job.state, job.why, job.phase, job.is_ready) == (JobState.PENDING, "Priority", "pending", False)
+    cluster.listed("RUNNING")
+    cluster.says("starting")
+    tracker.poll()
+    assert (job.state, job.phase, job.is_ready, job.node) == (JobState.RUNNING, "starting", False, "gpu1")
+    cluster.says("ready", ready_at=2.0)
+    tracker.poll()
+    assert (job.phase, job.is_ready) == ("ready", True)
+    cluster.says("finished", reason="exited", exit_code=0)
+    tracker.poll()
+    assert job.state == JobState.COMPLETED
+    states = [event["state"] for event in cluster.ledger.events("job_state")]
+    assert states == ["PENDING", "RUNNING", "COMPLETED"]
+
+
+@pytest.mark.parametrize("body", ["echo garbage", "exit 1", "sleep 5", "echo 'slurm_load_jobs error' >&2; exit 1"])
+def test_poll_without_a_proper_answer_is_unknown_never_failed(body: str, cluster: Cluster) -> None:
+    tracker, job = submitted(cluster)
+    cluster.programs.add("squeue", body)
+    tracker.poll()
+    assert (job.state, job.why) == (JobState.UNKNOWN, "the scheduler does not answer")
+    tracker.raise_if_dead()
+    cluster.programs.add("squeue", QUEUE)
+    cluster.listed("RUNNING")
+    tracker.poll()
+    assert job.state == JobState.RUNNING
+
+
+def test_poll_of_a_job_that_is_no_longer_listed_is_not_its_end(cluster: Cluster) -> None:
+    tracker, job = submitted(cluster)
+    job.submitted_at = time.time() - 7200
+    cluster.listed("PENDING", "Priority")
+    tracker.poll()
+    cluster.queue()
+    tracker.poll()
+    assert (job.state, job.why) == (JobState.UNKNOWN, "the scheduler does not list it")
+
+
+def test_poll_of_a_preempted_job_waits_for_its_second_attempt(cluster: Cluster) -> None:
+    tracker, job = submitted(cluster)
+    cluster.listed("RUNNING")
+    cluster.says("ready", ready_at=2.0)
+    tracker.poll()
+    cluster.says("finished", reason="signal", signal=15)
+    tracker.poll()
+    assert not job.state.is_final
+    cluster.listed("PENDING", "BeginTime")
+    tracker.poll()
+    assert job.state == JobState.REQUEUED
+    cluster.listed("RUNNING")
+    tracker.poll()
+    assert job.state == JobState.RUNNING, "the first attempt's sentinel says nothing of the second"
+    assert not job.is_ready
+    cluster.says("ready", attempt="a2", ready_at=9.0)
+    tracker.poll()
+    assert job.is_ready
+    cluster.says("finished", attempt="a2", reason="exited", exit_code=0)
+    tracker.poll()
+    assert job.state == JobState.COMPLETED
+
+
+def test_poll_of_a_job_out_of_time_gives_slurms_reason_not_the_signal(cluster: Cluster) -> None:
+    tracker, job = submitted(cluster)
+    cluster.listed("TIMEOUT", "TimeLimit")
+    cluster.says("finished", reason="signal", signal=15)
+    tracker.poll()
+    assert (job.state, job.why) == (JobState.TIMEOUT, "the scheduler says TIMEOUT (TimeLimit)")
+
+
+def test_poll_of_a_short_job_does_not_trust_an_answer_from_before_its_end(cluster: Cluster) -> None:
+    tracker, job = submitted(cluster)
+    tracker._polling = Polling.model_construct(scheduler_s=3600.0, records_s=0.01, metrics_s=1.0)
+    cluster.listed("PENDING", "Priority")
+    tracker.poll()
+    cluster.listed("COMPLETED")
+    cluster.says("finished", reason="exited", exit_code=0)
+    tracker.poll()
+    assert job.state == JobState.COMPLETED
+
+
+def test_poll_asks_once_for_all_jobs(cluster: Cluster) -> None:
+    tracker = cluster.tracker()
+    for number, name in enumerate(("vllm", "client", "prometheus")):
+        tracker.adopt(planned_service(cluster.run, name), str(number), time.time())
+    tracker.poll()
+    assert len(cluster.programs.calls("squeue")) == 1
+
+
+def test_dead_essential_service_is_raised_with_the_end_of_its_log(cluster: Cluster) -> None:
+    tracker, job = submitted(cluster)
+    cluster.run.log("vllm", "42", "err").write_text("loading\nRuntimeError: CUDA out of memory\n")
+    cluster.listed("FAILED", "NonZeroExitCode")
+    cluster.says("finished", reason="exited", exit_code=1, message="exit code 1")
+    tracker.poll()
+    with pytest.raises(JobFailedError) as caught:
+        tracker.raise_if_dead()
+    text = str(caught.value)
+    for words in ("job 'vllm' ended: FAILED: exit code 1", "logs/vllm_42.err:", "CUDA out of memory"):
+        assert words in text
+    assert job.state == JobState.FAILED
+
+
+@pytest.mark.parametrize(("kind", "is_essential"), [("service", False), ("task", True)])
+def test_dead_job_that_is_not_essential_or_a_task_is_not_raised(
+    kind: Any, is_essential: bool, cluster: Cluster
+) -> None:
+    planned = PlannedJob(**{**vars(cluster.planned), "kind": kind, "is_essential": is_essential})
+    tracker = cluster.tracker()
+    job = tracker.submit(planned)
+    cluster.says("finished", reason="exited", exit_code=1)
+    tracker.poll()
+    assert job.state == JobState.FAILED
+    tracker.raise_if_dead()
+
+
+def test_cancel_names_ids_of_living_jobs_only(cluster: Cluster) -> None:
+    tracker, job = submitted(cluster)
+    done = tracker.adopt(planned_service(cluster.run, "client"), "43", time.time())
+    done.state = JobState.COMPLETED
+    tracker.cancel(tracker.jobs)
+    assert cluster.programs.calls("scancel") == ["42"]
+    assert job.cancelled
+    assert not done.cancelled
+    cluster.says("finished", reason="signal", signal=15)
+    tracker.poll()
+    assert job.state == JobState.CANCELLED
+    tracker.raise_if_dead([job])
+    tracker.cancel(tracker.jobs)
+    assert len(cluster.programs.calls("scancel")) == 1
+
+
+def test_cancel_that_fails_shows_the_command_and_its_words(cluster: Cluster) -> None:
+    tracker, _ = submitted(cluster)
+    cluster.programs.add("scancel", "echo 'Kill job error on job id 42: Access denied' >&2; exit 1")
+    with pytest.raises(CommandError, match=r"exit code 1.*scancel 42\n.*Access denied"):
+        tracker.cancel(tracker.jobs)
+
+
+def test_wait_for_end_returns_whatever_has_not_ended(cluster: Cluster) -> None:
+    tracker, job = submitted(cluster)
+    cluster.listed("RUNNING")
+    told = []
+    assert tracker.wait_for_end(0.05, lambda: told.append(1)) == [job]
+    assert told
+    cluster.says("finished", reason="exited", exit_code=0)
+    assert tracker.wait_for_end(5.0) == []
+
+
+def test_interrupts_outside_of_a_submission_come_at_once(interrupts: Interrupts) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(TerminatedError) as caught:
+        signal.raise_signal(signal.SIGHUP)
+    assert caught.value.exit_code == 129
+
+
+def test_interrupts_held_come_when_the_outermost_block_ends(interrupts: Interrupts) -> None:
+    reached = []
+    block: AbstractContextManager[None] = interrupts.held()
+    with pytest.raises(TerminatedError), block:
+        with interrupts.held():
+            signal.raise_signal(signal.SIGTERM)
+        reached.append("inner")
+    assert reached == ["inner"]
+    with interrupts.held():
+        reached.append("again")
+
+
+def test_interrupts_ignored_while_a_run_is_put_away_change_nothing(interrupts: Interrupts) -> None:
+    interrupts.ignore()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.raise_signal(number)
+    assert interrupts._pending is None
