@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,10 +62,24 @@ def search_figures(hpo: Hpo, trials: Sequence[TrialView], place_of: Callable[[in
         "finished": sum(not trial.is_running for trial in counted),
         "failed": sum(trial.has_failed for trial in counted),
         "best": trial_row(best, place_of(best.number)) if best else None,
-        "by_source": dict(Counter(str(trial.attrs.get("source")) for trial in counted)),
+        "by_source": _by_source(counted),
         "llm": _llm_figures(counted) if hpo.sampler == "llm" else None,
         "test_accuracy": None,
         "warnings": [],
+    }
+
+
+def _by_source(trials: Sequence[TrialView]) -> dict[str, dict[str, float | int | None]]:
+    """Return, for each source of proposals, how many trials it gave and its best objective."""
+    sources: dict[str, list[TrialView]] = {}
+    for trial in trials:
+        sources.setdefault(str(trial.attrs.get("source")), []).append(trial)
+    return {
+        source: {
+            "count": len(given),
+            "best": max((trial.objective for trial in given if trial.objective is not None), default=None),
+        }
+        for source, given in sources.items()
     }
 
 

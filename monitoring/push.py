@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
@@ -98,8 +99,10 @@ class PushedMetrics:
 
     def _series(self, prometheus: PrometheusApi) -> list[dict[str, Any]]:
         end = time.time()
-        start = self._first_push_at or end
-        step_s = max(1.0, (end - start) / MAX_POINTS)
+        duration_s = end - (self._first_push_at or end)
+        step_s = max(1.0, duration_s / MAX_POINTS)
+        # Prometheus counts steps from the start: the end is one of them, so that the last value is not left out.
+        start = end - math.ceil(duration_s / step_s) * step_s
         found = prometheus.query_range(PUSHED % self._run_id, start, end, step_s)
         return [item for item in found if item["metric"].get("__name__") != SEQUENCE]
 

@@ -129,6 +129,11 @@ def stop_run(run: RunDir) -> list[str]:
     tracker.adopt_intended()
     tracker.poll()
     tracker.cancel(job for job in tracker.jobs if not job.state.is_final)
+    if tracker.open_intents:
+        raise OrchError(
+            "the scheduler does not answer, and whether these jobs were submitted is not known: "
+            f"{' '.join(tracker.open_intents)}\nTry again later, or look for these names in the queue."
+        )
     left = tracker.wait_for_end(STOP_PATIENCE_S)
     if left:
         raise OrchError(f"these jobs have not ended: {' '.join(job.job_id for job in left)}")

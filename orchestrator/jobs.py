@@ -277,6 +277,11 @@ class JobTracker:
         """Remember an intent whose answer was never recorded; adopt_intended looks it up."""
         self._intended[planned.token] = planned
 
+    @property
+    def open_intents(self) -> tuple[str, ...]:
+        """Tokens of jobs of which nobody knows yet whether they were submitted."""
+        return tuple(self._intended)
+
     def adopt_intended(self) -> None:
         """Find jobs whose submission was cut off before its answer came, so that they can be cancelled too."""
         for token, planned in list(self._intended.items()):

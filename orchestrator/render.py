@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -60,6 +61,14 @@ def directive_line(value: object) -> str:
     return text
 
 
+def yaml_text(value: object) -> str:
+    """Return ``value`` as a double-quoted YAML scalar.
+
+    JSON's own escapes will not do: YAML has no surrogate pairs, and folds more kinds of line breaks.
+    """
+    return _CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", json.dumps(_text(value), ensure_ascii=False))
+
+
 def _text(value: object) -> str:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number and not isinstance(value, (str, Path)):
@@ -86,6 +95,7 @@ def template_environment(folder: Path) -> Environment:
         autoescape=lambda name: bool(name and name.endswith(".html.j2")),  # noqa: S701
     )
     environment.filters["sh"] = quote_word
+    environment.filters["yaml"] = yaml_text
     environment.filters["directive"] = directive_value
     environment.filters["directive_line"] = directive_line
     return environment

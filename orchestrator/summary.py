@@ -106,20 +106,16 @@ def headline(summary: dict[str, Any]) -> list[str]:
     hpo = (summary.get("stages") or {}).get("hpo") or {}
     best = hpo.get("best") or {}
     if hpo:
-        sources = ", ".join(f"{name} {_count(item)}" for name, item in (hpo.get("by_source") or {}).items())
+        sources = ", ".join(f"{name} {item.get('count')}" for name, item in (hpo.get("by_source") or {}).items())
         lines.append(f"Trials     {hpo.get('finished')} finished, {hpo.get('failed')} failed ({sources})")
     if best:
         test = hpo.get("test_accuracy")
-        tail = f"; test accuracy of the winner {test:.4f}" if isinstance(test, float) else ""
+        tail = f"; its test accuracy {test:.4f}" if isinstance(test, float) else ""
         lines.append(
             f"           best {hpo.get('objective_name')} {_number(best.get('objective'), '.4f')} in trial "
             f"{best.get('number')}{tail}"
         )
     return lines
-
-
-def _count(source: Any) -> Any:
-    return source.get("count") if isinstance(source, dict) else source
 
 
 def _number(value: Any, form: str) -> str:

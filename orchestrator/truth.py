@@ -87,7 +87,9 @@ def _by_sentinel(record: StatusRecord, cancelled: bool) -> Verdict:
         return Verdict(JobState.COMPLETED)
     if record.reason == "out_of_memory":
         return Verdict(JobState.OUT_OF_MEMORY, why)
-    if record.reason == "lease_expired" or (record.reason == "signal" and cancelled):
+    if record.reason == "signal" and cancelled:
+        return Verdict(JobState.CANCELLED, "ended by its run")
+    if record.reason == "lease_expired":
         return Verdict(JobState.CANCELLED, why)
     return Verdict(JobState.FAILED, why)
 

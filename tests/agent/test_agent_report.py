@@ -35,7 +35,7 @@ def test_search_figures_count_what_counts(tmp_path: Path) -> None:
     figures = search_figures(Hpo(trials=2), trials(), place_of(tmp_path))
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert (figures["finished"], figures["failed"]) == (2, 1)
-    assert figures["by_source"] == {"llm": 1, "tpe_fallback": 1}
+    assert figures["by_source"] == {"llm": {"count": 1, "best": 0.5}, "tpe_fallback": {"count": 1, "best": None}}
     assert figures["best"]["number"] == 0
     assert figures["trials"][0]["duration_s"] == 3.0
     assert (figures["llm"]["requests"], figures["llm"]["rejected_answers"], figures["llm"]["latency_s"]) == (2, 1, 1.5)

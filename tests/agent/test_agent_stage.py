@@ -41,7 +41,7 @@ def test_llm_search_every_trial_is_the_models_and_the_best_is_kept(new_bench: Ne
 
     assert figures["state"] == "completed"
     assert (figures["finished"], figures["failed"]) == (4, 0)
-    assert figures["by_source"] == {"llm": 4}
+    assert {name: item["count"] for name, item in figures["by_source"].items()} == {"llm": 4}
     assert figures["best"]["params"]["learning_rate"] == pytest.approx(0.0054)
     assert figures["best"]["objective"] == max(trial["objective"] for trial in figures["trials"])
     assert figures["test_accuracy"] == 0.875
@@ -92,7 +92,7 @@ def test_llm_search_passes_active_parameters_exactly_and_notes_the_exchange(
     assert attrs["source"] == "llm"
     assert len(attrs["prompt_sha256"]) == 64
     assert attrs["job_token"] == f"orch-{RUN_ID}-trial_0001"
-    assert (attrs["temperature"], attrs["model"]) == (0.7, MODEL)
+    assert (attrs["temperature"], attrs["model"]) == (1.0, MODEL)
 
 
 def test_llm_search_token_is_sent_and_stands_in_no_file(new_bench: NewBench, new_llm: NewLlm) -> None:
@@ -126,7 +126,7 @@ def test_llm_search_unusable_answers_are_repaired_or_replaced_and_tagged(new_ben
 
     figures = bench.search()
 
-    assert figures["by_source"] == {"llm_repaired": 1, "tpe_fallback": 1}
+    assert {name: item["count"] for name, item in figures["by_source"].items()} == {"llm_repaired": 1, "tpe_fallback": 1}
     repaired, replaced = figures["trials"]
     assert repaired["params"]["learning_rate"] == 0.02
     assert [reason.split(":")[0] for reason in repaired["rejects"]] == [
@@ -138,7 +138,7 @@ def test_llm_search_unusable_answers_are_repaired_or_replaced_and_tagged(new_ben
     assert replaced["rationale"] is None
     assert any("TPE's suggestion instead of the model's" in said for said in bench.progress.said)
     temperatures = [body["temperature"] for body in llm.bodies]
-    assert temperatures[:3] == [0.7, 1.0, 1.3]
+    assert temperatures[:3] == [1.0, 1.3, 1.6]
     assert len({body["seed"] for body in llm.bodies}) == 6
     assert "learning_rate is 7" in llm.bodies[2]["messages"][-1]["content"]
 
@@ -152,7 +152,7 @@ def test_llm_search_without_a_server_falls_back_and_says_why(
 
     figures = bench.search()
 
-    assert figures["by_source"] == {"tpe_fallback": 2}
+    assert {name: item["count"] for name, item in figures["by_source"].items()} == {"tpe_fallback": 2}
     assert figures["trials"][0]["rejects"] == ["no answer: the service 'vllm' is not ready"] * 3
     assert figures["trials"][1]["rejects"] == ["no answer: the service 'vllm' is not ready"]
     assert figures["llm"]["failed_requests"] == 4
@@ -219,7 +219,7 @@ def test_search_without_the_model_is_tagged_and_repeatable(sampler: str, new_ben
 
     figures = bench.search()
 
-    assert figures["by_source"] == {sampler: 2}
+    assert {name: item["count"] for name, item in figures["by_source"].items()} == {sampler: 2}
     assert figures["llm"] is None
     again = SearchStudy(tmp_path / "again.journal", "again", bench.context.recipe.job.hpo)  # type: ignore[arg-type]
     assert again.ask(Asked(None, sampler, {})).params == figures["trials"][0]["params"]

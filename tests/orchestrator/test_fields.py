@@ -161,7 +161,10 @@ def baseline(engine: str) -> dict[str, Any]:
         "slurm",
         engine,
         infrastructure={"partition": "gpu", "time": "01:00:00"},
-        hpo={"dataset": {"kind": "folder", "dir": "/data"}, "space": {"num_layers": {"kind": "int", "low": 1, "high": 3}}},
+        hpo={
+            "dataset": {"kind": "folder", "dir": "/data"},
+            "space": {"num_layers": {"kind": "int", "low": 1, "high": 3}},
+        },
     )
 
 

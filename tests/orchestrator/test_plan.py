@@ -115,7 +115,13 @@ def test_plan_of_the_resolved_recipe_is_byte_for_byte_the_same(scheduler: str, e
     document = recipe_document(
         scheduler,
         engine,
-        infrastructure={"partition": "gpu", "account": "p1", "time": "10", "client_partition": "cpu", "client_mem_gb": 1},
+        infrastructure={
+            "partition": "gpu",
+            "account": "p1",
+            "time": "10",
+            "client_partition": "cpu",
+            "client_mem_gb": 1,
+        },
         environment={"modules": ["A"], "variables": {"LITERAL": "$${HOME} $$${HOME}"}},
         service={"n_clients": 300, "request_timeout_s": 33.25},
         hpo={**HPO, "fixed": {"augment": False, "momentum": 0.125}},

@@ -64,9 +64,7 @@ def hostile_document(scheduler: str, engine: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("folder", ["plain", "it's a run", "ünï 日本", "a#b %j %%", "-dash", "$(touch pwned)", "a&b;c"])
 @pytest.mark.parametrize("scheduler", ["local", "slurm"])
-def test_script_with_hostile_values_runs_nothing_and_hands_them_on(
-    scheduler: str, folder: str, tmp_path: Path
-) -> None:
+def test_script_with_hostile_values_runs_nothing_and_hands_them_on(scheduler: str, folder: str, tmp_path: Path) -> None:
     root = tmp_path / folder
     planned = plan_run(hostile_document(scheduler, "vllm"), root)
     dump = run_script(planned.server.script_text, root)

@@ -34,9 +34,7 @@ def recorded(name: str) -> Answer:
     """Return a recorded answer of a real Slurm 22.05."""
     code, command = INDEX[name]
     err = RECORDED / f"{name}.err"
-    return Answer(
-        (command,), code, (RECORDED / f"{name}.out").read_text(), err.read_text() if err.exists() else ""
-    )
+    return Answer((command,), code, (RECORDED / f"{name}.out").read_text(), err.read_text() if err.exists() else "")
 
 
 def in_our_order(answer: Answer) -> Answer:
@@ -90,9 +88,13 @@ def test_slurm_id_on_a_federation_is_without_its_cluster() -> None:
         answer(returncode=None),
         answer(returncode=-9),
         answer("nothing that is a number\n"),
-        answer(returncode=1, stderr="sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"),
+        answer(
+            returncode=1, stderr="sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+        ),
         answer(returncode=1, stderr="sbatch: error: Batch job submission failed: Unable to contact slurm controller"),
-        answer(returncode=1, stderr="sbatch: error: Batch job submission failed: Zero Bytes were transmitted: Connection"),
+        answer(
+            returncode=1, stderr="sbatch: error: Batch job submission failed: Zero Bytes were transmitted: Connection"
+        ),
     ],
 )
 def test_slurm_lost_answer_is_ambiguous_and_no_id(said: Answer) -> None:
@@ -176,7 +178,14 @@ def test_slurm_recorded_sinfo_tells_gpus_of_partitions() -> None:
 
 @pytest.mark.parametrize(
     ("gres", "gpus"),
-    [("(null)", 0), ("gpu:4", 4), ("gpu:a100:4(S:0-1)", 4), ("gpu:a100_1g.5gb:7", 7), ("gpu:a:2,gpu:b:1", 3), ("fs:1", 0)],
+    [
+        ("(null)", 0),
+        ("gpu:4", 4),
+        ("gpu:a100:4(S:0-1)", 4),
+        ("gpu:a100_1g.5gb:7", 7),
+        ("gpu:a:2,gpu:b:1", 3),
+        ("fs:1", 0),
+    ],
 )
 def test_slurm_gres_in_each_form_is_counted(gres: str, gpus: int) -> None:
     assert SLURM.parse_partitions(answer(f"p*|{gres}\n")) == {"p": PartitionFacts(gpus, "sinfo")}

@@ -76,7 +76,10 @@ CASES: dict[str, tuple[dict[str, Any], JobState]] = {
     "signal, failed": ({"record": ended("signal"), "seen": seen(S.FAILED)}, S.FAILED),
     "signal, not listed": ({"record": ended("signal")}, S.FAILED),
     "signal, no answer": ({"record": ended("signal"), "scheduler_answered": False}, S.UNKNOWN),
-    "signal, on one machine": ({"record": ended("signal"), "is_absence_final": True, "seen": seen(S.RUNNING)}, S.FAILED),
+    "signal, on one machine": (
+        {"record": ended("signal"), "is_absence_final": True, "seen": seen(S.RUNNING)},
+        S.FAILED,
+    ),
     # A requeue: the sentinel is the earlier attempt's.
     "ended and pending again": ({"record": ended("signal"), "seen": seen(S.PENDING, "BeginTime")}, S.REQUEUED),
     "ended well and pending again": ({"record": ended(exit_code=0), "seen": seen(S.PENDING)}, S.REQUEUED),

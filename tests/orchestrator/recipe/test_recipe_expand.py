@@ -65,7 +65,9 @@ def test_expand_unset_variable_is_a_problem_with_place_and_remedy() -> None:
 
 
 def test_expand_gives_numbers_where_numbers_are_wanted() -> None:
-    assert parse_recipe({"job": {"name": "x", "service": {"n_clients": "${N}"}}}, "r", env=ENV).job.service.n_clients == 4
+    assert (
+        parse_recipe({"job": {"name": "x", "service": {"n_clients": "${N}"}}}, "r", env=ENV).job.service.n_clients == 4
+    )
 
 
 def test_expand_cannot_smuggle_a_line_break_into_a_directive() -> None:

@@ -1,0 +1,198 @@
+"""Runs as their ledgers tell of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import history
+from orchestrator.atomic import write_json
+from orchestrator.errors import CommandError, OrchError, RunNotFoundError
+from orchestrator.history import is_orchestrated, run_state, stop_run, tracker_of
+from orchestrator.ledger import Ledger
+from orchestrator.rundir import RunDir
+from orchestrator.schedulers import JobState
+from tests.builders import PlannedRun, ProgramFolder, plan_run, recipe_document
+
+
+class PastRun:
+    """A run on a Slurm of three small programs, whose orchestrator is gone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = RunDir(folder / "run")
+        self.run.make()
+        document = recipe_document("slurm", "vllm", polling={"scheduler_s": 0.2, "records_s": 0.1})
+        document["job"]["scheduler"]["command_timeout_s"] = 2
+        self.planned: PlannedRun = plan_run(document, self.run.root)
+        self.planned.plan.write()
+        write_json(self.run.recipe, self.planned.resolved.recipe.model_dump(mode="json", exclude_none=True))
+        self.ledger = Ledger(self.run.events)
+        self.programs = ProgramFolder(folder / "bin")
+        self.programs.add("sbatch", "exit 1")
+        self.programs.add("squeue", f"cat {folder}/queue 2>/dev/null || true")
+        self.programs.add("scancel", f"rm -f {folder}/queue")
+        self.queue = folder / "queue"
+
+    def submitted(self, name: str, job_id: str) -> str:
+        """Record a submission and return the job's token."""
+        token = self.intended(name)
+        self.ledger.append("job_submitted", job=name, token=token, job_id=job_id)
+        return token
+
+    def intended(self, name: str) -> str:
+        """Record an intent and return the job's token."""
+        job = self.planned.jobs[name]
+        self.ledger.append("job_intent", token=job.token, planned=job.as_json("slurm"))
+        return job.token
+
+    def ended(self, name: str, **fields: Any) -> None:
+        """Write a job's sentinel."""
+        token = self.planned.jobs[name].token
+        base = {"token": token, "job_id": "1", "attempt": "a", "host": "n", "state": "finished", "started_at": 1.0}
+        write_json(self.run.status(token), {**base, **fields})
+
+
+@pytest.fixture
+def past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PastRun:
+    """Return a planned run with its programs on PATH."""
+    made = PastRun(tmp_path)
+    monkeypatch.setenv("PATH", made.programs.path)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "kept"),
+    [
+        ([], "planned", False),
+        (["run_started"], "left", False),
+        (["run_started", "orchestrator_left"], "left", False),
+        (["run_started", ("run_finished", {"state": "completed", "kept": False})], "completed", False),
+        (["run_started", ("run_finished", {"state": "completed", "kept": True})], "completed", True),
+        (["run_started", ("run_finished", {"state": "failed", "kept": False})], "failed", False),
+        (["run_started", ("run_finished", {"state": "completed", "kept": True}), "run_stopped"], "completed", False),
+        (["run_started", "orchestrator_left", "run_stopped"], "stopped", False),
+        (["run_started", "run_stopped"], "stopped", False),
+    ],
+)
+def test_run_state_follows_the_ledger(events: list[Any], state: str, kept: bool, past: PastRun) -> None:
+    for event in events:
+        name, data = event if isinstance(event, tuple) else (event, {})
+        past.ledger.append(name, **data)
+    found = run_state(past.run)
+    assert (found.state, found.kept, found.name, found.scheduler) == (state, kept, "job", "slurm")
+    assert (found.started_at is None) == (not events)
+
+
+def test_run_state_is_running_while_its_orchestrator_lives(past: PastRun) -> None:
+    past.ledger.append("run_started")
+    write_json(past.run.lease, {"owner": f"{socket.gethostname()}:{os.getpid()}", "renewed_at": 0, "keep": False})
+    assert run_state(past.run).state == "running"
+
+
+@pytest.mark.parametrize(
+    ("lease", "expected"),
+    [
+        (None, False),
+        ({"owner": "elsewhere:1", "renewed_at": 0.0, "keep": False}, False),
+        ({"owner": "elsewhere:1", "renewed_at": time.time() + 1000, "keep": False}, True),
+        ({"owner": "elsewhere:1", "renewed_at": time.time() + 1000, "keep": True}, False),
+        ({"owner": f"{socket.gethostname()}:4194305", "renewed_at": time.time() + 1000, "keep": False}, False),
+        ([], False),
+    ],
+)
+def test_run_is_orchestrated_by_a_living_process_or_a_fresh_lease(lease: Any, expected: bool, past: PastRun) -> None:
+    if lease is not None:
+        write_json(past.run.lease, lease)
+    assert is_orchestrated(past.run) is expected
+
+
+def test_run_with_a_damaged_plan_is_not_found(past: PastRun) -> None:
+    past.run.plan.write_text('{"scheduler": ')
+    with pytest.raises(RunNotFoundError, match="not a whole plan"):
+        run_state(past.run)
+
+
+def test_tracker_of_a_run_knows_its_jobs_and_their_ends(past: PastRun) -> None:
+    past.submitted("vllm", "41")
+    past.submitted("client", "42")
+    past.ledger.append("cancel", job_ids=["41"])
+    past.ended("vllm", reason="signal", signal=15)
+    past.ended("client", reason="exited", exit_code=3)
+    tracker = tracker_of(past.run)
+    tracker.poll()
+    assert {job.name: job.state for job in tracker.jobs} == {"vllm": JobState.CANCELLED, "client": JobState.FAILED}
+
+
+def test_tracker_of_a_run_finds_the_job_whose_answer_was_never_recorded(past: PastRun) -> None:
+    token = past.intended("vllm")
+    past.intended("client")
+    past.ledger.append("job_refused", job="client", token=past.planned.jobs["client"].token)
+    past.queue.write_text(f"77|RUNNING|n1|None|{token}\n")
+    tracker = tracker_of(past.run)
+    assert tracker.jobs == ()
+    tracker.adopt_intended()
+    assert [(job.name, job.job_id) for job in tracker.jobs] == [("vllm", "77")]
+
+
+def test_tracker_of_a_run_without_its_scripts_says_so(past: PastRun) -> None:
+    past.submitted("vllm", "41")
+    past.run.script("vllm").unlink()
+    with pytest.raises(RunNotFoundError, match="scripts of"):
+        tracker_of(past.run)
+
+
+def test_stop_cancels_by_id_and_records_it(past: PastRun) -> None:
+    token = past.submitted("vllm", "41")
+    past.submitted("client", "42")
+    past.ended("client", reason="exited", exit_code=0)
+    past.queue.write_text(f"41|RUNNING|n1|None|{token}\n99|RUNNING|n1|None|somebody-elses\n")
+    past.programs.add("scancel", "")
+    past.ledger.append("run_started")
+
+    token_file = past.run.status(token)
+    fields = {"token": token, "job_id": "41", "attempt": "a", "host": "n", "state": "finished", "started_at": 1.0}
+    sentinel = json.dumps({**fields, "reason": "signal", "signal": 15})
+    past.programs.add("scancel", f"echo '{sentinel}' >{token_file}")
+    assert stop_run(past.run) == ["vllm"]
+    assert past.programs.calls("scancel") == ["41"]
+    assert run_state(past.run).state == "stopped"
+
+
+def test_stop_of_a_run_whose_jobs_have_ended_cancels_nothing(past: PastRun) -> None:
+    past.submitted("vllm", "41")
+    past.ended("vllm", reason="exited", exit_code=0)
+    assert stop_run(past.run) == []
+    assert past.programs.calls("scancel") == []
+
+
+def test_stop_that_is_refused_or_in_vain_is_an_error(past: PastRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = past.submitted("vllm", "41")
+    past.queue.write_text(f"41|RUNNING|n1|None|{token}\n")
+    past.programs.add("scancel", "echo 'Access denied' >&2; exit 1")
+    with pytest.raises(CommandError, match="Access denied"):
+        stop_run(past.run)
+    past.programs.add("scancel", "")
+    monkeypatch.setattr(history, "STOP_PATIENCE_S", 0.3)
+    with pytest.raises(OrchError, match="these jobs have not ended: 41"):
+        stop_run(past.run)
+
+
+def test_stop_while_the_scheduler_is_silent_does_not_claim_success(
+    past: PastRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past.intended("vllm")
+    past.programs.add("squeue", "exit 1")
+    monkeypatch.setattr(history, "STOP_PATIENCE_S", 0.3)
+    with pytest.raises(OrchError, match="does not answer"):
+        stop_run(past.run)
+
+
+def test_state_of_a_run_is_a_value(past: PastRun) -> None:
+    assert dataclasses.asdict(run_state(past.run))["finished_at"] is None

