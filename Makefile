@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml
 run: $(STAMP) ## serve, benchmark and tune with the quickstart recipe (RECIPE=… for another)
 	$(BIN)/python orch.py $(RECIPE)
 
-test: $(STAMP) ## the whole suite; what this machine lacks is skipped with its reason
+test: check ## lint, types, then the whole suite; what this machine lacks is skipped with its reason
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, types, import directions
