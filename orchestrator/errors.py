@@ -129,7 +129,7 @@ class SubmitError(CommandError):
     """The scheduler did not take a job.
 
     Attributes:
-        is_refusal: It said no (2 is the exit code: partition, account or limits are the user's); otherwise nobody knows.
+        is_refusal: It said no (exit code 2: partition, account or limits are the user's); otherwise nobody knows.
     """
 
     def __init__(

@@ -37,7 +37,8 @@ def directive_value(value: object) -> str:
     ``#`` or space cuts the value short, in silence.
 
     Raises:
-        UnsafeValueError: it holds a control character, a backslash or both kinds of quotes: it would be read back changed.
+        UnsafeValueError: it holds a control character, a backslash or both kinds of quotes, and would be
+            read back changed.
     """
     text = _text(value)
     if _CONTROL.search(text):

@@ -64,7 +64,7 @@ SCRIPTS = sorted(path.relative_to(EXPECTED).as_posix() for path in EXPECTED.rglo
 def rendered(case: str) -> dict[str, str]:
     """Return all files of a case by name: server and client, and every job of one case of each scheduler."""
     planned = plan_run(CASES[case])
-    files = {}
+    files: dict[str, str] = {}
     for position, (name, job) in enumerate(planned.jobs.items()):
         if position < 2 or case in WITH_ALL_JOBS:
             files |= {f"{name}.sh": job.script_text, f"{name}.json": job.config_text}

@@ -113,9 +113,9 @@ def test_append_line_after_a_torn_line_starts_a_line_of_its_own(tmp_path: Path) 
 
 
 def test_write_text_where_nothing_may_be_written_is_a_storage_error(tmp_path: Path) -> None:
-    for function in (lambda path: write_text(path, "x"), lambda path: append_line(path, "x")):
+    for function in (write_text, append_line):
         with pytest.raises(StorageError, match="No such file or directory"):
-            function(tmp_path / "none" / "f")
+            function(tmp_path / "none" / "f", "x")
 
 
 def test_write_text_seen_by_readers_is_old_or_new_but_never_a_part(tmp_path: Path) -> None:

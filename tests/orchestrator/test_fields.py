@@ -1,4 +1,4 @@
-"""No field of a recipe is dropped in silence: each changes what is submitted, raises, yields a note, or acts elsewhere."""
+"""No field of a recipe is dropped in silence: each changes what is submitted, raises, is noted, or acts elsewhere."""
 
 from __future__ import annotations
 

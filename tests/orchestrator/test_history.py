@@ -136,7 +136,7 @@ def test_tracker_of_a_run_finds_the_job_whose_answer_was_never_recorded(past: Pa
     past.ledger.append("job_refused", job="client", token=past.planned.jobs["client"].token)
     past.queue.write_text(f"77|RUNNING|n1|None|{token}\n")
     tracker = tracker_of(past.run)
-    assert tracker.jobs == ()
+    assert len(tracker.jobs) == 0
     tracker.adopt_intended()
     assert [(job.name, job.job_id) for job in tracker.jobs] == [("vllm", "77")]
 

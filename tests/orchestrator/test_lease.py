@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import lease as lease_module
 from orchestrator.errors import StorageError
 from orchestrator.lease import LEASE_S, Lease
 
@@ -26,7 +25,7 @@ def test_lease_renewed_holds_for_a_quarter_of_an_hour(tmp_path: Path) -> None:
 
 def test_lease_is_written_anew_only_when_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(lease_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("orchestrator.lease.time.monotonic", lambda: clock[0])
     lease, path = Lease(tmp_path / "lease.json"), tmp_path / "lease.json"
     lease.renew()
     path.unlink()

@@ -169,7 +169,7 @@ def test_resolve_local_memory_limit_is_enforced_by_the_supervisor() -> None:
     assert slurm.config("vllm")["mem_limit_mib"] is None
 
 
-@pytest.mark.parametrize(("scheduler", "bind"), [("local", "127.0.0.1"), ("slurm", "0.0.0.0")])
+@pytest.mark.parametrize(("scheduler", "bind"), [("local", "127.0.0.1"), ("slurm", "0.0.0.0")])  # noqa: S104
 def test_resolve_bind_address_fits_the_scheduler_or_is_the_users(scheduler: str, bind: str) -> None:
     job = {"scheduler": {"kind": scheduler}, "engine": {"kind": "vllm"}}
     assert resolved(job).recipe.job.network.bind == bind
@@ -181,9 +181,12 @@ def test_resolve_bind_address_fits_the_scheduler_or_is_the_users(scheduler: str,
 def test_resolve_environment_merges_site_and_recipe() -> None:
     site = {
         "environment": {
-            "python": "/site/python", "supervisor_python": "/site/py3", "modules": ["S"], "variables": {"A": "s", "B": "s"},
+            "python": "/site/python",
+            "supervisor_python": "/site/py3",
+            "modules": ["S"],
+            "variables": {"A": "s", "B": "s"},
         }
-    }  # fmt: skip
+    }
     merged = resolved({**SLURM, "environment": {"variables": {"A": "own"}}}, site).recipe.job.environment
     assert (merged.python, merged.supervisor_python, merged.modules) == ("/site/python", "/site/py3", ("S",))
     assert merged.variables == {"A": "own", "B": "s"}

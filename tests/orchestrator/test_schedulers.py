@@ -271,7 +271,7 @@ def test_slurm_live_takes_our_directives_and_lists_the_job_by_its_token(tmp_path
     submission = Submission(token, script, folder / "x", 1)
     job_id = SLURM.parse_submit(transport.run(SLURM.submit_argv(submission), 30.0))
     try:
-        wait_for(lambda: (folder / f"vllm_{job_id}.batch").exists(), 60.0)
+        wait_for((folder / f"vllm_{job_id}.batch").exists, 60.0)
         seen = SLURM.parse_status(transport.run(SLURM.status_argv(), 30.0))
         assert seen is not None
         assert (seen[job_id].name, seen[job_id].state) == (token, JobState.RUNNING)

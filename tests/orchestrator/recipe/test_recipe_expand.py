@@ -71,6 +71,6 @@ def test_expand_gives_numbers_where_numbers_are_wanted() -> None:
 
 
 def test_expand_cannot_smuggle_a_line_break_into_a_directive() -> None:
+    document = {"job": {"name": "x", "infrastructure": {"account": "${EVIL}"}}}
     with pytest.raises(RecipeError, match="control characters"):
-        document = {"job": {"name": "x", "infrastructure": {"account": "${EVIL}"}}}
         parse_recipe(document, "r", env={"EVIL": "p1\ntouch pwned"})
