@@ -23,7 +23,6 @@ def main() -> int:
     sys.path.insert(0, str(PROJECT))
     try:
         from agent.stage import HpoStage
-
         from client.stage import BenchmarkStage
         from monitoring.push import make_metrics
         from orchestrator.cli import main as run_command

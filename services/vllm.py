@@ -129,7 +129,7 @@ def _environment(engine: VllmEngine, model: str, cpus: int | None) -> dict[str, 
         env["VLLM_CPU_KVCACHE_SPACE"] = format(max(1, round(engine.cpu_kv_cache_gib)), "d")
         # One process instead of three: ready sooner and more tokens per second on few cores.
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # Threads that spin at a barrier lose six times the speed as soon as another process wants a core (docs/adr/0004).
+        # Threads that spin at a barrier lose six times the speed once another process wants a core (docs/adr/0004).
         env["OMP_WAIT_POLICY"] = "PASSIVE"
         if cpus:
             env["OMP_NUM_THREADS"] = str(cpus)

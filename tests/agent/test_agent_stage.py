@@ -126,7 +126,10 @@ def test_llm_search_unusable_answers_are_repaired_or_replaced_and_tagged(new_ben
 
     figures = bench.search()
 
-    assert {name: item["count"] for name, item in figures["by_source"].items()} == {"llm_repaired": 1, "tpe_fallback": 1}
+    assert {name: item["count"] for name, item in figures["by_source"].items()} == {
+        "llm_repaired": 1,
+        "tpe_fallback": 1,
+    }
     repaired, replaced = figures["trials"]
     assert repaired["params"]["learning_rate"] == 0.02
     assert [reason.split(":")[0] for reason in repaired["rejects"]] == [

@@ -152,7 +152,7 @@ def main() -> None:
     token = os.environ.get("VLLM_API_KEY") or None
     server = FakeServer(token, arguments.model, arguments.host, arguments.port, behaviour)
     with server:
-        print(server.url, flush=True)  # noqa: T201
+        print(server.url, flush=True)
         threading.Event().wait()
 
 

@@ -53,7 +53,9 @@ def test_run_with_monitoring_has_its_series_in_the_summary(recipe: dict[str, Any
     names = {item["metric"]["__name__"] for item in monitoring["series"]}
     assert {"tokens_per_second", "training_loss", "validation_accuracy"} <= names
     clients = {
-        item["metric"]["client_id"] for item in monitoring["series"] if item["metric"]["__name__"] == "tokens_per_second"
+        item["metric"]["client_id"]
+        for item in monitoring["series"]
+        if item["metric"]["__name__"] == "tokens_per_second"
     }
     assert clients == {"0", "1", "2"}
 
@@ -73,7 +75,9 @@ def test_run_with_keep_answers_until_it_is_stopped(recipe: dict[str, Any], start
         answer = requests.get(f"{urls['prometheus']}/api/v1/query", params=parameters, timeout=10).json()
         assert answer["data"]["result"], f"Prometheus has no {name} of this run"
     up = requests.get(f"{urls['prometheus']}/api/v1/query", params={"query": "up == 1"}, timeout=10).json()
-    assert {"vllm", "client", "node_exporter", "pushgateway"} <= {item["metric"]["job"] for item in up["data"]["result"]}
+    assert {"vllm", "client", "node_exporter", "pushgateway"} <= {
+        item["metric"]["job"] for item in up["data"]["result"]
+    }
     done = stop(run)
     assert done.returncode == 0, done.stderr
     assert processes_with(str(run.run_dir)) == []
@@ -208,9 +212,9 @@ def test_resolved_recipe_of_a_run_plans_the_same_scripts(recipe: dict[str, Any],
         texts = [(run.run_dir / "scripts" / name).read_text() for name in names]
         root, run_id = str(run.run_dir), plan["run_id"]
         # The directory's name holds the time and the run id.
-        scripts.append([(name, text.replace(root, "RUN").replace(run_id, "ID")) for name, text in zip(names, texts, strict=True)])
+        scripts.append(
+            [(name, text.replace(root, "RUN").replace(run_id, "ID")) for name, text in zip(names, texts, strict=True)]
+        )
     assert len(scripts[0]) >= 7
     assert scripts[0] == scripts[1]
     assert first.json("recipe.json")["job"] == again.json("recipe.json")["job"]
-
-

@@ -47,7 +47,13 @@ def slurm_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     """The quick recipe, on the test cluster's CPU partition."""
     job = recipe["job"]
     job["scheduler"] = {"kind": "slurm"}
-    job["infrastructure"] = {"partition": "cpu", "mem_gb": 2, "time": "00:10:00", "cpus_per_task": 1, "gpus_per_node": 0}
+    job["infrastructure"] = {
+        "partition": "cpu",
+        "mem_gb": 2,
+        "time": "00:10:00",
+        "cpus_per_task": 1,
+        "gpus_per_node": 0,
+    }
     small = {"cpus": 1, "mem_gb": 1}
     job["resources"] = {"client": small, "monitoring": small, "trial": {**small, "gpus": 0}}
     return recipe
@@ -147,8 +153,10 @@ def test_run_on_an_unknown_partition_shows_what_sbatch_says(slurm_recipe: dict[s
 def test_sbatch_of_the_quickstart_recipe_runs_everything_for_real(tmp_path: Path) -> None:
     """The whole chain: orchestrator as a batch job, real vLLM, real model, real trials, real Prometheus."""
     submitted = subprocess.run(
-        ["sbatch", "--parsable", f"--output={tmp_path}/orch.out", "slurm_orch.sh", "recipes/quickstart_slurm.json"]
-        + ["--output-dir", str(tmp_path / "output"), "--log-level", "DEBUG"],
+        [
+            *("sbatch", "--parsable", f"--output={tmp_path}/orch.out", "slurm_orch.sh"),
+            *("recipes/quickstart_slurm.json", "--output-dir", str(tmp_path / "output"), "--log-level", "DEBUG"),
+        ],
         cwd=PROJECT,
         capture_output=True,
         text=True,

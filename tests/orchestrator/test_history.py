@@ -138,7 +138,8 @@ def test_tracker_of_a_run_finds_the_job_whose_answer_was_never_recorded(past: Pa
     tracker = tracker_of(past.run)
     assert len(tracker.jobs) == 0
     tracker.adopt_intended()
-    assert [(job.name, job.job_id) for job in tracker.jobs] == [("vllm", "77")]
+    assert tracker["vllm"].job_id == "77"
+    assert "client" not in tracker
 
 
 def test_tracker_of_a_run_without_its_scripts_says_so(past: PastRun) -> None:

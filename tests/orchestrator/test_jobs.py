@@ -155,7 +155,7 @@ def test_submit_lost_while_the_queue_is_silent_stays_open_and_is_adopted_later(c
     cluster.programs.add("squeue", QUEUE)
     cluster.listed("RUNNING", job_id="43")
     tracker.adopt_intended()
-    assert [job.job_id for job in tracker.jobs] == ["43"]
+    assert tracker["vllm"].job_id == "43"
     assert len(cluster.programs.calls("sbatch")) == 1
 
 
@@ -238,7 +238,7 @@ def test_poll_of_a_preempted_job_waits_for_its_second_attempt(cluster: Cluster) 
     assert not job.state.is_final
     cluster.listed("PENDING", "BeginTime")
     tracker.poll()
-    assert job.state == JobState.REQUEUED
+    assert job.phase == "requeued"
     cluster.listed("RUNNING")
     tracker.poll()
     # The first attempt's sentinel says nothing of the second.

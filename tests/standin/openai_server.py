@@ -1,7 +1,8 @@
 """A light stand-in for vLLM's server, for tests of the life of a run: same command line, same routes, made-up text.
 
 The real vLLM takes half a minute to start; faults are injected many times.
-Environment: STANDIN_START_DELAY_S (before it listens), STANDIN_TOKEN_DELAY_S (between two chunks), STANDIN_CRASH_AFTER_S.
+Environment: STANDIN_START_DELAY_S (before it listens), STANDIN_TOKEN_DELAY_S (between two chunks),
+STANDIN_CRASH_AFTER_S.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-WORDS = "a supercomputer is used for weather climate physics chemistry and for the training of large models".split()
+WORDS = ("a", "supercomputer", "is", "used", "for", "weather", "climate", "and", "for", "training")
 
 
 def value_for(schema: dict[str, Any], chance: random.Random) -> Any:

@@ -30,5 +30,6 @@ set -u
 export OMP_PROC_BIND=close
 exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/pushgateway.json -- \
   /opt/monitoring/pushgateway \
+  --persistence.file= \
   --web.listen-address=@BIND@:@PORT@ \
   --log.level=info
