@@ -152,6 +152,7 @@ def _run(arguments: argparse.Namespace, parts: Parts) -> int:
         else:
             show_plan(plan, Console())
         return 0
+    plan.run.make_latest()
     _log_to(plan.run.orchestrator_log, arguments.log_level)
     progress = make_progress()
     interrupts = Interrupts()

@@ -95,7 +95,6 @@ class Composed:
             for path, text in service.files(self.context).items():
                 write_text(path, text)
         self.plan.write()
-        run.make_latest()
 
 
 def compose(request: Request, parts: Parts, transport: LocalTransport, is_plan_only: bool = False) -> Composed:

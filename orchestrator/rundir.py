@@ -200,6 +200,9 @@ def find_run(output_dir: Path, wanted: str = LATEST) -> RunDir:
     if (inside / "plan.json").is_file():
         return RunDir(inside.resolve())
     runs = list(iter_runs(output_dir))
+    if wanted == LATEST and runs:
+        # Nothing was started here yet; a dry run does not become the latest.
+        return runs[-1]
     exact = [run for run in runs if run.root.name.endswith(f"_{wanted}")]
     fitting = exact if len(exact) == 1 else [run for run in runs if wanted in run.root.name]
     if len(fitting) == 1:

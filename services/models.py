@@ -100,6 +100,8 @@ def prepare_model(model: str, python: str, cache: Path, tell: Callable[[str], No
             capture_output=True,
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            # A Ctrl-C on the terminal is for orch alone, which lets the conversion end first.
+            start_new_session=True,
             check=False,
         )
         if done.returncode != 0:

@@ -33,7 +33,8 @@ class OrchRun:
 
     @property
     def run_dir(self) -> Path:
-        return (self.output_dir / "latest").resolve()
+        """The only run in the output folder, whether it was started or only planned."""
+        return next(path for path in self.output_dir.iterdir() if not path.is_symlink())
 
     def wait(self, timeout_s: float = 120) -> int:
         """Return the exit code; fail with the log if it takes too long."""
