@@ -29,7 +29,7 @@ class PastRun:
         self.run = RunDir(folder / "run")
         self.run.make()
         document = recipe_document("slurm", "vllm", polling={"scheduler_s": 0.2, "records_s": 0.1})
-        document["job"]["scheduler"]["command_timeout_s"] = 2
+        document["job"]["scheduler"]["command_timeout_s"] = 20
         self.planned: PlannedRun = plan_run(document, self.run.root)
         self.planned.plan.write()
         write_json(self.run.recipe, self.planned.resolved.recipe.model_dump(mode="json", exclude_none=True))

@@ -39,9 +39,9 @@ class Cluster:
         self.programs.add("squeue", QUEUE)
         self.programs.add("scancel", "")
 
-    def tracker(self, held: Any = nullcontext, **spec: Any) -> JobTracker:
+    def tracker(self, held: Any = nullcontext, timeout_s: float = 20.0) -> JobTracker:
         """Return a tracker that looks at the queue with every poll."""
-        scheduler = slurm_scheduler(command_timeout_s=1, **spec)
+        scheduler = slurm_scheduler(command_timeout_s=timeout_s)
         polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, metrics_s=1.0)
         return JobTracker(self.run, self.ledger, scheduler, LocalTransport(), polling, held)
 
@@ -88,9 +88,9 @@ def interrupts() -> Iterator[Interrupts]:
         signal.signal(number, handler)
 
 
-def submitted(cluster: Cluster, held: Any = nullcontext) -> tuple[JobTracker, TrackedJob]:
+def submitted(cluster: Cluster, timeout_s: float = 20.0) -> tuple[JobTracker, TrackedJob]:
     """Return a tracker and its one job."""
-    tracker = cluster.tracker(held)
+    tracker = cluster.tracker(timeout_s=timeout_s)
     return tracker, tracker.submit(cluster.planned)
 
 
@@ -120,17 +120,17 @@ def test_submit_refused_carries_slurms_words_and_is_recorded(cluster: Cluster) -
 def test_submit_that_hangs_is_looked_up_and_adopted_never_repeated(cluster: Cluster) -> None:
     line = f"77|PENDING||Priority|{cluster.planned.token}"
     cluster.programs.add("sbatch", f"echo '{line}' >>{cluster.programs.folder}/queue; sleep 30")
-    _, job = submitted(cluster)
+    _, job = submitted(cluster, timeout_s=1.0)
     assert job.job_id == "77"
     assert len(cluster.programs.calls("sbatch")) == 1
     assert cluster.events() == ["job_intent", "job_submitted"]
 
 
 def test_submit_that_hangs_has_no_child_left_that_could_submit_later(cluster: Cluster) -> None:
-    cluster.programs.add("sbatch", f"(sleep 1.4; touch {cluster.run.root}/late) & wait")
+    cluster.programs.add("sbatch", f"(sleep 2.5; touch {cluster.run.root}/late) & wait")
     with pytest.raises(SubmitError, match="no answer in time"):
-        submitted(cluster)
-    time.sleep(0.8)
+        submitted(cluster, timeout_s=1.0)
+    time.sleep(1.8)
     assert not (cluster.run.root / "late").exists()
 
 
@@ -205,9 +205,9 @@ def test_poll_follows_a_job_from_the_queue_to_ready(cluster: Cluster) -> None:
     assert states == ["PENDING", "RUNNING", "COMPLETED"]
 
 
-@pytest.mark.parametrize("body", ["echo garbage", "exit 1", "sleep 5", "echo 'slurm_load_jobs error' >&2; exit 1"])
+@pytest.mark.parametrize("body", ["echo garbage", "exit 1", "sleep 60", "echo 'slurm_load_jobs error' >&2; exit 1"])
 def test_poll_without_a_proper_answer_is_unknown_never_failed(body: str, cluster: Cluster) -> None:
-    tracker, job = submitted(cluster)
+    tracker, job = submitted(cluster, timeout_s=2.0)
     cluster.programs.add("squeue", body)
     tracker.poll()
     assert (job.state, job.why) == (JobState.UNKNOWN, "the scheduler does not answer")

@@ -170,6 +170,7 @@ def test_quote_word_gives_bash_exactly_the_words(words: list[str]) -> None:
     assert done.stdout.decode().split("\0")[:-1] == ["start", *words]
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 @example(86399.75)
 @example(0.1 + 0.2)

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SubmitError
@@ -134,6 +134,7 @@ def test_slurm_garbage_in_the_queue_is_no_answer(text: str) -> None:
     assert SLURM.parse_status(answer(text)) is None
 
 
+@settings(deadline=None)
 @given(st.text())
 @example("1| |n|r|x")
 @example("1||||")
