@@ -4,11 +4,11 @@
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=2
 #SBATCH --mem=4G
-#SBATCH --time=01:00:00
 #SBATCH --output=orch_%j.out
 #SBATCH --signal=B:TERM@60
 #
 # The front door as a batch job: sbatch [sbatch's options] slurm_orch.sh recipe.json [orch.py's flags]
+# Its wall time is the partition's default; give sbatch another with --time.
 # Slurm runs a copy of this file from its spool folder, so the project is found by where sbatch was called.
 set -eu
 if [ "$#" -eq 0 ]; then
@@ -20,7 +20,6 @@ if [ ! -f "$project/orch.py" ]; then
   echo "orch.py is not in $project: call sbatch in the project's folder, or set ORCH_PROJECT" >&2
   exit 2
 fi
-cd "$project"
 # Jobs that orch submits must not inherit this job's variables; SLURM_CONF says how to reach the controller.
 for name in $(compgen -e | grep -E '^(SLURM|SBATCH|SQUEUE|SCANCEL|SINFO)_' | grep -vE '^(SLURM_CONF|SLURM_JWT)$'); do
   unset "$name"
@@ -30,4 +29,4 @@ if [ ! -x "$python" ]; then
   echo "$python is missing: run 'make env' in $project first, or set ORCH_PYTHON" >&2
   exit 2
 fi
-exec "$python" -u orch.py "$@"
+exec "$python" -u "$project/orch.py" "$@"
