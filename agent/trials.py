@@ -182,4 +182,9 @@ def _figures(results: Mapping[str, Any]) -> dict[str, float]:
 
 def is_finite_number(value: Any) -> bool:
     """Return whether ``value`` is a number that JSON can say; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False

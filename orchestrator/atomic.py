@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any | None:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -87,7 +87,7 @@ def append_line(path: Path, text: str) -> None:
             if size == 0:
                 os.fchmod(descriptor, 0o600)
             is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            file.write((("\n" if is_torn else "") + text + "\n").encode())
+            file.write((("\n" if is_torn else "") + text + "\n").encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

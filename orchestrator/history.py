@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.atomic import read_json, write_json
-from orchestrator.errors import OrchError, RunNotFoundError
+from orchestrator.errors import OrchError, RunNotFoundError, StorageError
 from orchestrator.jobs import JobTracker
 from orchestrator.ledger import Ledger
 from orchestrator.plan import PlannedJob
@@ -19,6 +20,7 @@ from orchestrator.rundir import RunDir
 from orchestrator.schedulers import make_scheduler
 from orchestrator.transport import LocalTransport
 
+log = logging.getLogger(__name__)
 # The orchestrator looks at its run every half second and renews its lease every 30 s.
 ORCHESTRATOR_SILENT_S = 100.0
 STOP_PATIENCE_S = 120.0
@@ -119,16 +121,19 @@ def stop_run(run: RunDir) -> list[str]:
     tracker = tracker_of(run)
     tracker.adopt_intended()
     tracker.poll()
-    alive = [job for job in tracker.jobs if not job.state.is_final]
-    names = [job.name for job in alive]
-    write_json(run.stop_request, {"at": time.time()})
+    names = [job.name for job in tracker.jobs if not job.state.is_final or (job.seen and job.seen.has_leftovers)]
+    try:
+        write_json(run.stop_request, {"at": time.time()})
+    except StorageError as error:
+        # Without the request a live orchestrator sees its jobs end instead.
+        log.warning("%s", error)
     deadline = time.monotonic() + STOP_PATIENCE_S
     while is_orchestrated(run) and run_state(run).state == "running" and time.monotonic() < deadline:
         time.sleep(0.5)
     tracker = tracker_of(run)
     tracker.adopt_intended()
     tracker.poll()
-    tracker.cancel(job for job in tracker.jobs if not job.state.is_final)
+    tracker.cancel(tracker.jobs)
     if tracker.open_intents:
         raise OrchError(
             "the scheduler does not answer, and whether these jobs were submitted is not known: "
@@ -137,7 +142,10 @@ def stop_run(run: RunDir) -> list[str]:
     left = tracker.wait_for_end(STOP_PATIENCE_S)
     if left:
         raise OrchError(f"these jobs have not ended: {' '.join(job.job_id for job in left)}")
-    Ledger(run.events).append("run_stopped", jobs=names)
+    try:
+        Ledger(run.events).append("run_stopped", jobs=names)
+    except StorageError as error:
+        log.warning("the jobs have ended, but that could not be recorded: %s", error)
     return names
 
 

@@ -30,7 +30,9 @@ class Interrupts:
     def install(self) -> None:
         """Take over INT, TERM and HUP; main thread only."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+            is_under_nohup = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+            if not is_under_nohup:
+                signal.signal(number, self._on_signal)
 
     def ignore(self) -> None:
         """From now on the run is being put away: further signals change nothing."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
-from orchestrator.errors import CommandError, JobFailedError, SubmitError
+from orchestrator.errors import CommandError, JobFailedError, StorageError, SubmitError
 from orchestrator.ledger import Ledger
 from orchestrator.logs import last_words
 from orchestrator.plan import PlannedJob
@@ -18,6 +20,7 @@ from orchestrator.schedulers import JobState, Scheduler, Seen, Submission
 from orchestrator.transport import Answer, LocalTransport
 from orchestrator.truth import Evidence, judge
 
+log = logging.getLogger(__name__)
 LOOKUP_WAITS_S = (0.5, 2.0, 5.0, 10.0)
 
 
@@ -223,9 +226,7 @@ class JobTracker:
                 return
         node = (job.seen.node if job.seen else None) or (job.record.host if job.record else None) or job.node
         if (verdict.state, node) != (job.state, job.node) or (verdict.state.is_final and job.why != verdict.why):
-            self._ledger.append(
-                "job_state", job=job.name, job_id=job.job_id, state=verdict.state, node=node, why=verdict.why
-            )
+            self._note("job_state", job=job.name, job_id=job.job_id, state=verdict.state, node=node, why=verdict.why)
         job.state, job.why, job.node = verdict.state, verdict.why, node
 
     def raise_if_dead(self, jobs: Iterable[TrackedJob] | None = None) -> None:
@@ -249,18 +250,25 @@ class JobTracker:
         Raises:
             CommandError: the scheduler did not take the request.
         """
-        chosen = [job for job in jobs if not job.state.is_final]
+        chosen = [job for job in jobs if not job.state.is_final or (job.seen is not None and job.seen.has_leftovers)]
         if not chosen:
             return
         for job in chosen:
-            job.cancelled = True
+            job.cancelled = job.cancelled or not job.state.is_final
         ids = [job.job_id for job in chosen]
-        self._ledger.append("cancel", job_ids=ids)
+        self._note("cancel", job_ids=ids)
         argv = self._scheduler.cancel_argv(ids)
         answer: Answer = self._transport.run(argv, self._scheduler.command_timeout_s)
         self._next_query = 0.0
         if answer.returncode != 0:
             raise CommandError(argv, answer.returncode, answer.stderr, "the scheduler did not cancel the jobs")
+
+    def _note(self, event: str, **data: Any) -> None:
+        """Write an event that nothing depends on: a full disk must not keep jobs from being watched and ended."""
+        try:
+            self._ledger.append(event, **data)
+        except StorageError as error:
+            log.warning("%s", error)
 
     def adopt(self, planned: PlannedJob, job_id: str, submitted_at: float) -> TrackedJob:
         """Track a job that was submitted earlier, by this or another orchestrator."""

@@ -89,6 +89,7 @@ class Run:
                 self._prepare()
                 self._deploy()
                 self._stages()
+                outcome.monitoring = self._settled()
                 outcome.state = "completed"
             except TerminatedError as error:
                 return self._leave(error)
@@ -204,7 +205,7 @@ class Run:
         outcome = self.outcome
         if outcome.state == "interrupted":
             self._progress.say("interrupted: ending this run's jobs")
-        if outcome.state in {"completed", "failed"}:
+        if outcome.state == "failed":
             outcome.monitoring = self._settled()
         prometheus = read_endpoint(self._run, "prometheus")
         keep = self._keep and outcome.state == "completed"
@@ -251,6 +252,7 @@ class Run:
     def _leave(self, error: TerminatedError) -> Outcome:
         """End the orchestrator without ending its jobs."""
         self.outcome.state, self.outcome.exit_code = "left", error.exit_code
+        self.outcome.finished_at = time.time()
         self.outcome.error = (
             f"{error}: its jobs are left running. They end themselves when the lease runs out, within 15 minutes; "
             f"`orch.py stop {self._run.root.name}` ends them now."

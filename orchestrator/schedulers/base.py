@@ -53,6 +53,7 @@ class Seen:
         state: The scheduler's state in our terms.
         node: Node or node list, or None before it has one.
         reason: The scheduler's words on why it waits or ended, or None.
+        has_leftovers: Whether processes of an ended job still live and have to be cancelled.
     """
 
     job_id: str
@@ -60,6 +61,7 @@ class Seen:
     state: JobState
     node: str | None = None
     reason: str | None = None
+    has_leftovers: bool = False
 
 
 @dataclass(frozen=True)

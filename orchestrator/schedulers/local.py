@@ -62,7 +62,8 @@ class LocalScheduler:
             for line in answer.stdout.splitlines():
                 job = json.loads(line)
                 state = STATES.get(job["state"], JobState.UNKNOWN)
-                seen[job["id"]] = Seen(job["id"], job["name"], state, job.get("host"))
+                has_leftovers = job["state"] == "ORPHANED"
+                seen[job["id"]] = Seen(job["id"], job["name"], state, job.get("host"), None, has_leftovers)
         except (ValueError, KeyError, TypeError):
             return None
         return seen

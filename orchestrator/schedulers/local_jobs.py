@@ -254,7 +254,7 @@ class Submission(NamedTuple):
             if process is None:
                 raise OSError(errno.ESRCH, "/proc does not show this process")
             job_id = f"{process.pid}.{process.start_time}"
-            stdout = Path(str(self.stdout).replace("%j", job_id))
+            stdout = self.stdout.with_name(self.stdout.name.replace("%j", job_id))
             null = os.open(os.devnull, os.O_RDONLY)
             output = os.open(str(stdout), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             for source, target in ((null, 0), (output, 1), (output, 2)):
