@@ -34,7 +34,9 @@ class OrchRun:
     @property
     def run_dir(self) -> Path:
         """The only run in the output folder, whether it was started or only planned."""
-        return next(path for path in self.output_dir.iterdir() if not path.is_symlink())
+        found = [path for path in self.output_dir.iterdir() if not path.is_symlink()]
+        # The output folder exists a moment before the run's own.
+        return found[0] if found else self.output_dir / "not there yet"
 
     def wait(self, timeout_s: float = 120) -> int:
         """Return the exit code; fail with the log if it takes too long."""
