@@ -219,9 +219,10 @@ class JobTracker:
             job.superseded_attempt = job.record.attempt
             job.record = None
         if verdict.state.is_final and (job.record is None or not job.record.is_finished):
-            # The sentinel may have been written between the two looks.
+            # Its first word or its sentinel may have been written between the two looks.
+            before = job.record
             self._read_record(job)
-            if job.record is not None and job.record.is_finished:
+            if job.record != before:
                 self._update(job)
                 return
         node = (job.seen.node if job.seen else None) or (job.record.host if job.record else None) or job.node

@@ -218,3 +218,21 @@ def test_resolved_recipe_of_a_run_plans_the_same_scripts(recipe: dict[str, Any],
     assert len(scripts[0]) >= 7
     assert scripts[0] == scripts[1]
     assert first.json("recipe.json")["job"] == again.json("recipe.json")["job"]
+
+
+def test_run_whose_supervisor_is_killed_ends_its_servers_children_too(
+    recipe: dict[str, Any], start: Start, tmp_path: Path
+) -> None:
+    python = tmp_path / "forking-python"
+    standin = recipe["job"]["engine"]["python"]
+    # The child stands for vLLM's engine process: it outlives its parent unless somebody ends it.
+    child = f"bash -c 'exec -a engine-of-{tmp_path.name} sleep 300' &"
+    python.write_text(f'#!/bin/bash\nif [ "$1" = -m ]; then {child} fi\nexec {standin} "$@"\n')
+    python.chmod(0o700)
+    recipe["job"]["engine"].update(python=str(python), environment={"STANDIN_START_DELAY_S": "50"})
+    run = start(recipe, "--no-monitoring")
+    run.wait_for(lambda: processes_with(f"engine-of-{tmp_path.name} 300"), "the server's child")
+    pid = run.wait_for(lambda: run.output_dir.exists() and run.status("vllm").get("pid"), "the supervisor")
+    os.kill(pid, signal.SIGKILL)
+    assert run.wait(40) == 1
+    assert processes_with(f"engine-of-{tmp_path.name} 300") == []

@@ -46,6 +46,7 @@ def mode_of(path: Path) -> int:
 
 @pytest.mark.usefixtures("_umask")
 def test_files_and_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)  # pytest may have made it under the umask of this test
     folder = make_private_dir(tmp_path / "a" / "b")
     write_text(folder / "text", "x")
     write_json(folder / "json", {})
