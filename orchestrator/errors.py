@@ -154,10 +154,6 @@ class JobFailedError(OrchError):
         super().__init__(f"{text}\nIts last words:\n{log_tail}" if log_tail else text)
 
 
-class NotReadyError(OrchError):
-    """A service did not become ready within its time."""
-
-
 class StageError(OrchError):
     """A stage (benchmark, hpo) could not do its work."""
 

@@ -121,7 +121,7 @@ def stop_run(run: RunDir) -> list[str]:
     tracker = tracker_of(run)
     tracker.adopt_intended()
     tracker.poll()
-    names = [job.name for job in tracker.jobs if not job.state.is_final or (job.seen and job.seen.has_leftovers)]
+    names = [job.name for job in tracker.jobs if job.must_be_ended]
     try:
         write_json(run.stop_request, {"at": time.time()})
     except StorageError as error:

@@ -51,6 +51,11 @@ class TrackedJob:
         return self.state == JobState.RUNNING and self.record is not None and self.record.state == "ready"
 
     @property
+    def must_be_ended(self) -> bool:
+        """Whether it, or a process that it left behind, still lives."""
+        return not self.state.is_final or (self.seen is not None and self.seen.has_leftovers)
+
+    @property
     def phase(self) -> str:
         """Return the state for people: the supervisor's word where it says more than the scheduler's."""
         if self.state == JobState.RUNNING and self.record is not None:
@@ -251,7 +256,7 @@ class JobTracker:
         Raises:
             CommandError: the scheduler did not take the request.
         """
-        chosen = [job for job in jobs if not job.state.is_final or (job.seen is not None and job.seen.has_leftovers)]
+        chosen = [job for job in jobs if job.must_be_ended]
         if not chosen:
             return
         for job in chosen:
