@@ -27,7 +27,7 @@ from tests.client.fake_replies import Behaviour, OllamaWriter, OpenAiWriter, Wri
 
 __all__ = ["Behaviour", "FakeServer", "SeenRequest"]
 
-_SETTLE_S = 0.01
+_TURN_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class FakeServer:
     ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+        if self._thread.is_alive():
+            raise RuntimeError("the fake server did not end within 10 s")
 
     @property
     def url(self) -> str:
@@ -88,17 +90,27 @@ class FakeServer:
         # Handlers are cancelled when their client hangs up, as in a real server.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, self.host, self.port, backlog=4096)
-        await site.start()
-        self.port = runner.addresses[0][1]
+        factory = runner.server
+        assert factory is not None
+        protocols: list[web.RequestHandler] = []
+
+        def accept() -> web.RequestHandler:
+            protocols.append(factory())
+            return protocols[-1]
+
+        server = await self._loop.create_server(accept, self.host, self.port, backlog=4096)
+        self.port = server.sockets[0].getsockname()[1]
         started.set()
         await self._stop.wait()
-        # A connection accepted just now becomes known to the runner only after a turn of the loop, and a transport
-        # is closed only a turn after it was told to: without these the closed loop would leave sockets behind.
-        await site.stop()
-        await asyncio.sleep(_SETTLE_S)
+        server.close()
         await runner.cleanup()
-        await asyncio.sleep(_SETTLE_S)
+        # The runner knows nothing of a connection that is being accepted, and only tells transports to close: a loop
+        # that is closed before they have would leave their sockets to the garbage collector.
+        while len(asyncio.all_tasks()) > 1 or any(protocol.transport for protocol in protocols):
+            for protocol in protocols:
+                if protocol.transport is not None:
+                    protocol.transport.abort()
+            await asyncio.sleep(_TURN_S)
 
     async def _health(self, _request: web.Request) -> web.Response:
         return web.Response()
