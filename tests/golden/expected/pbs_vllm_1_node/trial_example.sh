@@ -1,0 +1,46 @@
+#!/bin/bash
+#PBS -N orch-0a1b2c3d-trial_example
+#PBS -S /bin/bash
+#PBS -j oe
+#PBS -o /runs/20260101_000000_job_0a1b2c3d/logs/trial_example_%j.batch
+#PBS -m ae
+#PBS -r y
+#PBS -q gpu
+#PBS -A p200981
+#PBS -l select=1:ncpus=4:ngpus=1:system=polaris:mem=16384mb
+#PBS -l place=scatter:excl
+#PBS -l filesystems=home:flare
+#PBS -l walltime=01:00:00
+#PBS -P golden
+#PBS -W group_list=staff
+
+umask 077
+exec >>/runs/20260101_000000_job_0a1b2c3d/logs/trial_example_"${PBS_JOBID}.batch" 2>&1
+set -eu
+umask 077
+cd /runs/20260101_000000_job_0a1b2c3d
+set +u
+if ! type module >/dev/null 2>&1; then
+  for init in /etc/profile.d/lmod.sh /etc/profile.d/modules.sh /etc/profile.d/z00_lmod.sh; do
+    # shellcheck disable=SC1090
+    if [ -r "$init" ]; then . "$init"; fi
+  done
+fi
+module --force purge || module purge
+module load CUDA/12.4
+module load Python/3.11
+set -u
+export OMP_PROC_BIND=close
+exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/trial_example.json -- \
+  /opt/env/bin/python /project/trainer/train.py \
+  --seed=0 \
+  --dataset=folder \
+  --data_dir=/data/pictures \
+  --image_size=32 \
+  --model_type=resnet18 \
+  --num_epochs=5 \
+  --no_augment \
+  --learning_rate=0.01 \
+  --batch_size=64 \
+  --output_dir=/runs/20260101_000000_job_0a1b2c3d/trials/job_job_0a1b2c3d_iter_0 \
+  --job_id=job_0a1b2c3d_iter_0
