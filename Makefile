@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.orch-ready
 RECIPE ?= recipes/quickstart.json
 
-.PHONY: help env run test check format golden schema bench clean-env
+.PHONY: help env run test test-faults check format golden schema bench clean-env
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -27,6 +27,9 @@ run: $(STAMP) ## serve, benchmark and tune with the quickstart recipe (RECIPE=â€
 
 test: check ## lint, types, then the whole suite; what this machine lacks is skipped with its reason
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-faults: $(STAMP) ## the whole fault suite: the orchestrator killed at every step and more (about half an hour)
+	ORCH_FAULTS=all $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, types, import directions
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ def build_flow(search: Search) -> Any:
     graph.add_edge("poll", "tell")
     graph.add_edge("tell", "decide")
     for node in ("reconcile", "decide"):
-        graph.add_conditional_edges(node, _next, ["propose", "poll", "report"])
+        graph.add_conditional_edges(node, _next, ["propose", "submit", "poll", "report"])
     graph.add_edge("report", END)
     return graph.compile()
 

@@ -12,29 +12,30 @@ from agent.proposer import Asked, Proposer
 from agent.relay import SEARCH_JOB, TrialRelay, search_samples
 from agent.report import describe_params, keep_best_checkpoint, link_curves, search_figures, write_tables
 from agent.study import SearchStudy
+from agent.time_limit import TimeLimit
 from agent.trials import (
     EVALUATION_JOB,
     TrialPlace,
     evaluation_draft,
     has_results,
-    is_finite_number,
+    is_share,
     read_end,
     trial_draft,
     trial_place,
 )
 from orchestrator.atomic import read_json
 from orchestrator.errors import CommandError, StageError, SubmitError
-from orchestrator.jobs import TrackedJob
 from orchestrator.recipe.hpo import Hpo
 from orchestrator.schedulers import JobState
 from orchestrator.stage import StageContext
+from orchestrator.tracked import TrackedJob
 
 # A shared file system shows a file of another node late.
 RESULTS_GRACE_S = 10.0
 MAX_REFUSALS = 3
 log = logging.getLogger(__name__)
 
-Next = Literal["propose", "poll", "report"]
+Next = Literal["propose", "submit", "poll", "report"]
 
 
 class SearchState(TypedDict, total=False):
@@ -60,6 +61,7 @@ class RunningTrial:
     place: TrialPlace
     job: TrackedJob
     relay: TrialRelay
+    limit: TimeLimit
     ended_at: float | None = None
 
 
@@ -71,25 +73,40 @@ class Search:
         self._context, self._hpo, self._study, self._proposer = context, hpo, study, proposer
         self._polling = context.recipe.job.polling
         self._running: dict[int, RunningTrial] = {}
+        self._unsubmitted: list[int] = []
         self._refusals = 0
 
     def reconcile(self) -> SearchState:
-        """Adopt what the study already holds: trials whose jobs are tracked go on, the others were cut off."""
+        """Adopt what the study already holds, whatever an earlier orchestrator died of.
+
+        Trials with a job go on, or are told how it ended; those that were proposed and not submitted are submitted.
+        """
         trials = self._study.views()
         for trial in trials:
-            if not trial.is_running:
-                continue
-            place = self._place(trial.number)
-            if place.job in self._context.jobs:
-                self._watch(trial.number, self._context.jobs[place.job])
-            else:
-                self._study.tell_failure(
-                    trial.number, "the orchestrator ended before this trial did", {"interrupted": True}
-                )
+            if trial.is_running:
+                self._take_up(trial)
         finished = sum(trial.counts and not trial.is_running for trial in self._study.views())
         if trials:
             self._say(f"hpo: goes on after {finished} trials")
         self._context.progress.show_bar("trials", finished, self._hpo.trials, "")
+        return self._lead_on()
+
+    def _take_up(self, trial: TrialView) -> None:
+        jobs, place = self._context.jobs, self._place(trial.number)
+        is_over_limit = trial.attrs.get("is_over_limit", False)
+        if place.job in jobs and (is_over_limit or not (jobs[place.job].cancelled and jobs[place.job].state.is_final)):
+            self._watch(trial.number, jobs[place.job])
+        elif place.job not in jobs and "source" in trial.attrs:
+            self._unsubmitted.append(trial.number)
+        else:
+            # It was cancelled with its run, or the study holds only a part of its parameters.
+            cause = "the orchestrator ended before this trial did"
+            self._study.tell_failure(trial.number, cause, {"interrupted": True})
+
+    def _lead_on(self) -> SearchState:
+        """Return where the flow goes on: first to what was proposed already."""
+        if self._unsubmitted:
+            return {"proposed": self._unsubmitted.pop(0), "next": "submit"}
         return {"next": self._choose_next()}
 
     def propose(self) -> SearchState:
@@ -140,7 +157,9 @@ class Search:
         for number in state.get("ended", []):
             running = self._running.pop(number)
             running.relay.look(is_over=True)
-            end = read_end(self._context.run, running.job, running.place, self._hpo.objective)
+            is_over_limit = self._study.view(number).attrs.get("is_over_limit", False)
+            cause = running.limit.cause if is_over_limit else None
+            end = read_end(self._context.run, running.job, running.place, self._hpo.objective, cause)
             if end.objective is None:
                 told = self._study.tell_failure(number, end.cause or "", end.attrs)
             else:
@@ -163,7 +182,7 @@ class Search:
                 f"The last, trial {failed[-1].number}:\n{failed[-1].cause}\n"
                 f"All causes: {self._context.run.reports}/trials.csv. The limit is job.hpo.max_failed_trials."
             )
-        return {"next": self._choose_next()}
+        return self._lead_on()
 
     def report(self) -> SearchState:
         """Write the tables, keep the best weights, and measure test accuracy once."""
@@ -202,10 +221,11 @@ class Search:
         self.write_tables()
 
     def breathe(self, seconds: float) -> None:
-        """Wait, while jobs are watched and what trials write is passed on."""
+        """Wait, while jobs are watched, what trials write is passed on, and those over their time are ended."""
         self._context.wait(seconds)
-        for running in self._running.values():
+        for number, running in self._running.items():
             running.relay.look()
+            self._enforce_limit(number, running)
 
     def _choose_next(self) -> Next:
         counted = [trial for trial in self._study.views() if trial.counts]
@@ -221,7 +241,22 @@ class Search:
     def _watch(self, number: int, job: TrackedJob) -> None:
         place, context = self._place(number), self._context
         relay = TrialRelay(context.metrics, place.metrics, context.run_id, place.job_id, self._polling.metrics_s)
-        self._running[number] = RunningTrial(place, job, relay)
+        self._running[number] = RunningTrial(place, job, relay, TimeLimit(self._hpo.trial_timeout_s))
+
+    def _enforce_limit(self, number: int, running: RunningTrial) -> None:
+        """End the trial's job, by id, once it has run for longer than it may."""
+        if not running.limit.is_due(running.job):
+            return
+        # Noted first, so that an orchestrator that adopts the job knows why it ended.
+        self._study.note(number, is_over_limit=True)
+        self._say(f"trial {number}: {running.limit.cause}; its job is being ended")
+        self._cancel(running.job)
+
+    def _cancel(self, job: TrackedJob) -> None:
+        try:
+            self._context.jobs.cancel([job])
+        except CommandError as error:
+            log.warning("%s", error)  # it is asked again
 
     @staticmethod
     def _has_ended(running: RunningTrial) -> bool:
@@ -248,7 +283,8 @@ class Search:
 
     def _evaluate(self, best: TrialView, place: TrialPlace) -> tuple[float | None, str | None]:
         """Return the winner's test accuracy, or None and a warning."""
-        if EVALUATION_JOB not in self._context.jobs:
+        jobs = self._context.jobs
+        if EVALUATION_JOB not in jobs or (jobs[EVALUATION_JOB].cancelled and jobs[EVALUATION_JOB].state.is_final):
             self._say(f"hpo: measures the test accuracy of trial {best.number}")
             planned = self._context.plan_job(evaluation_draft(self._context.plan, self._hpo, place, best.params))
             planned.write()
@@ -256,13 +292,20 @@ class Search:
                 self._context.jobs.submit(planned)
             except SubmitError as error:
                 return None, f"test accuracy was not measured: {error}"
-        job = self._context.jobs[EVALUATION_JOB]
+        job, limit = self._context.jobs[EVALUATION_JOB], TimeLimit(self._hpo.trial_timeout_s)
         while not job.state.is_final:
             self.breathe(self._polling.records_s)
+            if limit.is_due(job):
+                self._say(f"hpo: the test accuracy of trial {best.number}: {limit.cause}; its job is being ended")
+                self._cancel(job)
+        if limit.was_exceeded and job.state != JobState.COMPLETED:
+            return None, f"test accuracy was not measured: {limit.cause}"
         if job.state != JobState.COMPLETED:
             return None, f"test accuracy was not measured: {self._context.jobs.failure(job)}"
         accuracy = self._read_test_accuracy(place)
-        return (accuracy, None) if accuracy is not None else (None, f"{place.results} holds no test accuracy")
+        return (
+            (accuracy, None) if accuracy is not None else (None, f"{place.results} holds no test accuracy from 0 to 1")
+        )
 
     def _read_test_accuracy(self, place: TrialPlace) -> float | None:
         """Return the figure when it can be seen; the file was there before and is replaced."""
@@ -270,7 +313,7 @@ class Search:
         while True:
             results = read_json(place.results)
             value = results.get("test_accuracy") if isinstance(results, dict) else None
-            if is_finite_number(value):
+            if is_share(value):
                 return float(value)  # type: ignore[arg-type]
             if time.monotonic() > deadline:
                 return None

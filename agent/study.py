@@ -39,6 +39,8 @@ class SearchStudy:
         optuna.logging.enable_propagation()
         self._space: Space = hpo.space
         try:
+            # Of an orchestrator that was killed while it wrote: the run's lease says that there is no other writer.
+            journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
             journal.touch(mode=0o600)
             self._storage = JournalStorage(JournalFileBackend(str(journal)))
             self._study = optuna.create_study(

@@ -12,12 +12,12 @@ from agent.dataset import data_arguments
 from agent.history import Params
 from agent.trainer_arguments import command_line
 from orchestrator.atomic import make_private_dir, read_json
-from orchestrator.jobs import TrackedJob
 from orchestrator.logs import last_words, tail
 from orchestrator.recipe.hpo import Hpo, Scalar
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
 from orchestrator.service import JobDraft, PlanContext
+from orchestrator.tracked import TrackedJob
 
 TRIAL_BODY = "services/trial.j2"
 EVALUATION_JOB = "evaluate"
@@ -26,6 +26,9 @@ LAST_WORDS_CHARS = 2000
 RESULT_FIGURES = (
     "val_accuracy", "best_val_accuracy", "best_epoch", "val_auc", "epochs_run", "training_time_s", "images_per_s",
 )  # fmt: skip
+
+# What job.hpo.objective may name; each a share of pictures, or a mean of such.
+SHARES = ("val_accuracy", "best_val_accuracy", "val_auc")
 
 
 @dataclass(frozen=True)
@@ -142,25 +145,35 @@ def has_results(place: TrialPlace) -> bool:
     return place.results.is_file()
 
 
-def read_end(run: RunDir, job: TrackedJob, place: TrialPlace, objective: str) -> TrialEnd:
-    """Return how the trial of an ended job went. Only a completed job with completed results has a value."""
+def read_end(
+    run: RunDir, job: TrackedJob, place: TrialPlace, objective: str, known_cause: str | None = None
+) -> TrialEnd:
+    """Return how the trial of an ended job went. Only a completed job with completed results has a value.
+
+    Args:
+        run: The run's paths.
+        job: The trial's job.
+        place: The trial's files.
+        objective: Which figure is maximised.
+        known_cause: Why the search itself ended the job, or None; a job that completed all the same counts.
+    """
     results = read_json(place.results)
     figures = _figures(results if isinstance(results, dict) else {})
     record = job.record
     ran_s = record.finished_at - record.started_at if record is not None and record.finished_at else None
     attrs: dict[str, Any] = {"job_state": job.state.value, "figures": figures, "run_s": ran_s}
     value = figures.get(objective)
-    cause = _find_cause(run, job, results, objective, value, place)
+    own_cause = _find_cause(run, job, results, objective, place)
+    cause = own_cause if known_cause is None or job.state == JobState.COMPLETED else known_cause
     if cause is None:
         return TrialEnd(value, None, attrs)
     attrs["last_words"] = last_words(run, job.name, job.job_id)[-LAST_WORDS_CHARS:]
     return TrialEnd(None, cause, attrs)
 
 
-def _find_cause(
-    run: RunDir, job: TrackedJob, results: Any, objective: str, value: float | None, place: TrialPlace
-) -> str | None:
+def _find_cause(run: RunDir, job: TrackedJob, results: Any, objective: str, place: TrialPlace) -> str | None:
     said = results.get("cause") if isinstance(results, dict) else None
+    said = said if isinstance(said, str) else None
     if job.state != JobState.COMPLETED:
         last_line = "".join(tail(run.log(job.name, job.job_id, "err"), lines=1)).strip()
         words = [str(word) for word in (job.why, said or last_line) if word]
@@ -168,16 +181,29 @@ def _find_cause(
     if not isinstance(results, dict):
         return f"its job completed, but it left no results.json in {place.root}"
     if results.get("job_id") != place.job_id:
-        return f"results.json in {place.root} is that of {results.get('job_id')!r}"
+        return f"results.json in {place.root} is that of {_shown(results.get('job_id'))}"
     if results.get("status") != "completed":
-        return f"results.json says {results.get('status')!r}: {said or 'no cause given'}"
-    if value is None:
-        return f"{objective} in results.json is {results.get(objective)!r}, not a finite number"
+        return f"results.json says {_shown(results.get('status'))}: {said or 'no cause given'}"
+    for name in SHARES:
+        value = results.get(name)
+        if not is_share(value) and (name == objective or value is not None):
+            return f"{name} in results.json is {_shown(value)}, not a number from 0 to 1"
     return None
 
 
+def _shown(value: Any) -> str:
+    # repr() of something nested a thousand times fails, and of a long text it is long.
+    return repr(value)[:80] if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
+
+
 def _figures(results: Mapping[str, Any]) -> dict[str, float]:
-    return {name: results[name] for name in RESULT_FIGURES if is_finite_number(results.get(name))}
+    found = {name: results[name] for name in RESULT_FIGURES if is_finite_number(results.get(name))}
+    return {name: value for name, value in found.items() if name not in SHARES or is_share(value)}
+
+
+def is_share(value: Any) -> bool:
+    """Return whether ``value`` is a number from 0 to 1, as every accuracy is."""
+    return is_finite_number(value) and 0 <= value <= 1
 
 
 def is_finite_number(value: Any) -> bool:

@@ -37,7 +37,7 @@ class BenchmarkStage:
     def run(self, context: StageContext) -> dict[str, Any]:
         job = context.recipe.job
         total = job.service.n_clients * job.service.n_requests_per_client
-        benchmark_id = f"run-{context.run_id}"
+        benchmark_id = self._choose_id(context)
         body = {
             "id": benchmark_id,
             "background": True,
@@ -63,6 +63,17 @@ class BenchmarkStage:
                 f"{_failures(result)}\nEach request is recorded in {records}"
             )
         return {**result, "records": str(records)}
+
+    def _choose_id(self, context: StageContext) -> str:
+        """Return the id of this run's benchmark: that of an earlier orchestrator, unless it was cut off."""
+        number = 1
+        while True:
+            benchmark_id = f"run-{context.run_id}" + (f"-{number}" if number > 1 else "")
+            if not (context.run.benchmark / benchmark_id).is_dir():
+                return benchmark_id
+            if self._ask(context, "GET", f"/benchmark/{benchmark_id}")["state"] not in {"failed", "cancelled"}:
+                return benchmark_id
+            number += 1
 
     def _await(self, context: StageContext, benchmark_id: str, total: int, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge, delete_from_gateway, pus
 
 from monitoring.prometheus_api import PrometheusApi
 from orchestrator.errors import ServiceAnswerError
+from orchestrator.ledger import Ledger
 from orchestrator.metrics import MetricsSink, NoMetrics, Sample
 from orchestrator.recipe.document import Recipe
 from orchestrator.records import read_endpoint
@@ -49,7 +50,8 @@ class PushedMetrics:
         if gateway is None:
             return
         key: GroupKey = tuple(sorted(group.items()))
-        sequence = self._sequences.get(key, 0) + 1
+        # Milliseconds, so that a resumed run's first push is not taken for one of its predecessor's.
+        sequence = max(self._sequences.get(key, 0) + 1, time.time_ns() // 1_000_000)
         registry = _registry(samples)
         Gauge(SEQUENCE, "Number of this push of its group.", registry=registry).set(sequence)
         try:
@@ -99,7 +101,11 @@ class PushedMetrics:
 
     def _series(self, prometheus: PrometheusApi) -> list[dict[str, Any]]:
         end = time.time()
-        duration_s = end - (self._first_push_at or end)
+        # What an earlier orchestrator of the run pushed belongs to it as well.
+        resumed = next(Ledger(self._run.events).events("run_resumed"), None)
+        started = next(Ledger(self._run.events).events("run_started"), None) if resumed else None
+        first = started["at"] if started else self._first_push_at or end
+        duration_s = end - first
         step_s = max(1.0, duration_s / MAX_POINTS)
         # Prometheus counts steps from the start: the end is one of them, so that the last value is not left out.
         start = end - math.ceil(duration_s / step_s) * step_s

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +15,22 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__, commands
-from orchestrator.compose import PROJECT, Parts, Request, compose, load
-from orchestrator.errors import OrchError
+from orchestrator.compose import PROJECT, Composed, Parts, Request, compose, load, reopen
+from orchestrator.errors import OrchError, StorageError, UserError
+from orchestrator.history import RunState, run_state
 from orchestrator.interrupts import Interrupts
 from orchestrator.plan_view import show_plan
 from orchestrator.progress import elapsed, make_progress
 from orchestrator.recipe.schema import recipe_schema_text
-from orchestrator.run import Outcome, Run
-from orchestrator.rundir import LATEST, find_run
-from orchestrator.summary import headline
-from orchestrator.transport import LocalTransport
+from orchestrator.run import Run
+from orchestrator.rundir import LATEST, RunDir, find_run
+from orchestrator.summary import Outcome, headline
+from orchestrator.transports import LocalTransport
 
-COMMANDS = ("run", "validate", "schema", "list", "status", "logs", "stop", "report")
+COMMANDS = ("run", "validate", "schema", "list", "status", "logs", "stop", "resume", "report")
+# What the shell shows of a program that SIGPIPE ended.
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+_OTHER_FOLDER = "Name a folder in which you may write; it is made if it is not there."
 EPILOG = """\
 commands (RUN is 'latest' if not given):
   orch.py RECIPE                  deploy, benchmark, tune, report, tear down
@@ -34,6 +40,7 @@ commands (RUN is 'latest' if not given):
   orch.py status [RUN]            state of a run and its jobs
   orch.py logs [-f] [SERVICE] [--run RUN]
   orch.py stop [RUN]              end a run's jobs, kept services included
+  orch.py resume [RUN]            go on with what is missing; start a dry run
   orch.py report [RUN]            write the report anew, print the main figures
 
 exit codes: 0 done, 1 the run failed, 2 wrong input, 130 Ctrl-C
@@ -41,7 +48,20 @@ exit codes: 0 done, 1 the run failed, 2 wrong input, 130 Ctrl-C
 
 
 def main(argv: Sequence[str], parts: Parts) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code; a reader of its output may leave early (`orch.py schema | head`)."""
+    try:
+        try:
+            return _command(argv, parts)
+        finally:
+            if sys.stdout is not None:  # closed by `>&-`
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would break again at exit: https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _command(argv: Sequence[str], parts: Parts) -> int:
     arguments = _parser().parse_args(_with_command(list(argv)))
     try:
         exit_code: int = _dispatch(arguments, parts)
@@ -72,9 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="RECIPE | COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"], type=str.upper)
-    common.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-    runs = argparse.ArgumentParser(add_help=False, parents=[common])
-    runs.add_argument("--output-dir", type=Path, default=None, metavar="DIR", help="folder of all runs (output/)")
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    folder = argparse.ArgumentParser(add_help=False)
+    folder.add_argument("--output-dir", type=Path, default=None, metavar="DIR", help="folder of all runs (output/)")
+    runs = argparse.ArgumentParser(add_help=False, parents=[common, as_json, folder])
     recipe = argparse.ArgumentParser(add_help=False)
     recipe.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe file (JSON or YAML)")
     recipe.add_argument(
@@ -87,13 +109,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="write the scripts and print the plan; start nothing")
     run.add_argument("--keep", action="store_true", help="leave the services up when the run has ended")
     subparsers.add_parser("validate", parents=[recipe, runs], help="only check a recipe")
-    subparsers.add_parser("schema", parents=[common], help="print the recipe's JSON schema")
+    subparsers.add_parser("schema", parents=[common, as_json], help="print the recipe's JSON schema")
     subparsers.add_parser("list", parents=[runs], help="list all runs")
     for name, text in (("status", "state of a run"), ("stop", "end a run's jobs"), ("report", "write the report anew")):
         subparsers.add_parser(name, parents=[runs], help=text).add_argument(
             "run", nargs="?", default=LATEST, metavar="RUN"
         )
-    logs = subparsers.add_parser("logs", parents=[runs], help="print the logs of a service")
+    resume = subparsers.add_parser("resume", parents=[runs], help="go on with what is missing of a run")
+    resume.add_argument("run", nargs="?", default=LATEST, metavar="RUN")
+    resume.add_argument("--keep", action="store_true", help="leave the services up when the run has ended")
+    logs = subparsers.add_parser("logs", parents=[common, folder], help="print the logs of a service")
     logs.add_argument("-f", "--follow", action="store_true", help="keep on printing until the job ends")
     logs.add_argument("service", nargs="?", default=None, metavar="SERVICE", help="orchestrator's own log if not given")
     logs.add_argument("--run", default=LATEST, metavar="RUN")
@@ -102,13 +127,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dispatch(arguments: argparse.Namespace, parts: Parts) -> int:
     if arguments.command == "schema":
-        sys.stdout.write(recipe_schema_text())
+        print(recipe_schema_text(), end="")  # noqa: T201
         return 0
     if arguments.command == "run":
         return _run(arguments, parts)
     if arguments.command == "validate":
         return _validate(arguments)
     output_dir: Path = arguments.output_dir or PROJECT / "output"
+    _check_output_dir(output_dir)
     if arguments.command == "list":
         return commands.list_runs(output_dir, arguments.json)
     run = find_run(output_dir, arguments.run)
@@ -118,6 +144,8 @@ def _dispatch(arguments: argparse.Namespace, parts: Parts) -> int:
         return commands.show_logs(run, arguments.service, arguments.follow)
     if arguments.command == "stop":
         return commands.stop(run, arguments.json)
+    if arguments.command == "resume":
+        return _resume(run, arguments, parts)
     return commands.show_report(run, arguments.json)
 
 
@@ -143,8 +171,9 @@ def _validate(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, parts: Parts) -> int:
     transport = LocalTransport()
     os.umask(0o077)
+    _check_output_dir(arguments.output_dir or PROJECT / "output")
     composed = compose(_request(arguments), parts, transport, is_plan_only=arguments.dry_run)
-    composed.write()
+    _write(composed)
     plan = composed.plan
     if arguments.dry_run:
         if arguments.json:
@@ -152,6 +181,54 @@ def _run(arguments: argparse.Namespace, parts: Parts) -> int:
         else:
             show_plan(plan, Console())
         return 0
+    return _execute(composed, parts, transport, arguments, None)
+
+
+def _check_output_dir(output_dir: Path) -> None:
+    """Make sure that the folder of all runs can be one.
+
+    Raises:
+        UserError: it, or a folder above it, is a file.
+    """
+    for path in (output_dir, *output_dir.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--output-dir = {output_dir}: {path} is a file, not a folder.\n{_OTHER_FOLDER}")
+
+
+def _write(composed: Composed) -> None:
+    """Write the run directory; a folder that may not be written is the user's to change, a full one is not.
+
+    Raises:
+        UserError: the output folder cannot be written.
+        StorageError: there is no space.
+    """
+    try:
+        composed.write()
+    except StorageError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}:
+            raise
+        if not isinstance(cause, OSError):
+            raise
+        folder = composed.plan.run.root.parent
+        raise UserError(
+            f"--output-dir = {folder}: cannot write {error.path}: {cause.strerror}\n{_OTHER_FOLDER}"
+        ) from error
+
+
+def _resume(run: RunDir, arguments: argparse.Namespace, parts: Parts) -> int:
+    past = run_state(run)
+    if past.state == "completed":
+        print(f"{run.root.name} was completed: nothing is missing.", file=sys.stderr)  # noqa: T201
+        return commands.show_report(run, arguments.json)
+    os.umask(0o077)
+    return _execute(reopen(run, parts), parts, LocalTransport(), arguments, past)
+
+
+def _execute(
+    composed: Composed, parts: Parts, transport: LocalTransport, arguments: argparse.Namespace, past: RunState | None
+) -> int:
+    plan = composed.plan
     plan.run.make_latest()
     _log_to(plan.run.orchestrator_log, arguments.log_level)
     progress = make_progress()
@@ -160,8 +237,8 @@ def _run(arguments: argparse.Namespace, parts: Parts) -> int:
     progress.say(f"run {plan.run_id}: {plan.run.root}")
     for note in plan.notes:
         progress.say(f"note: {note}")
-    outcome = Run(composed, parts, transport, progress, interrupts, arguments.keep).execute()
-    _tell_end(outcome, composed.plan.run.root, arguments)
+    outcome = Run(composed, parts, transport, progress, interrupts, arguments.keep, past).execute()
+    _tell_end(outcome, plan.run.root, arguments)
     return outcome.exit_code
 
 

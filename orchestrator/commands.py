@@ -31,7 +31,7 @@ def list_runs(output_dir: Path, as_json: bool) -> int:
         except RunNotFoundError as error:
             print(f"orch: left out: {error}", file=sys.stderr)  # noqa: T201
     if as_json:
-        _print_json([_state_json(state) for state in states])
+        _print_json({"runs": [_state_json(state) for state in states]})
         return 0
     if not states:
         print(f"No runs in {output_dir}.")  # noqa: T201
@@ -125,7 +125,12 @@ def show_report(run: RunDir, as_json: bool) -> int:
     """
     summary = read_json(run.summary)
     if not isinstance(summary, dict):
-        raise RunNotFoundError(f"{run.root.name} has not ended yet: there is no summary.\nLook with `orch.py status`.")
+        name, state = run.root.name, run_state(run).state
+        remedy = {
+            "running": f"Look with `orch.py status {name}`.",
+            "planned": f"Start it with `orch.py resume {name}`.",
+        }.get(state, f"Go on with it with `orch.py resume {name}`, or end it with `orch.py stop {name}`.")
+        raise RunNotFoundError(f"{name} has no summary yet, as it is {state}.\n{remedy}")
     path = write_report(run)
     if as_json:
         _print_json({**summary, "report": str(path)})

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.atomic import write_json, write_text
-from orchestrator.errors import NotHereError, StorageError
+from orchestrator.atomic import read_json, write_json, write_text
+from orchestrator.errors import NotHereError, RecipeError, RunNotFoundError, StorageError
 from orchestrator.metrics import MetricsSink
-from orchestrator.plan import Plan, check_names, plan_job
+from orchestrator.plan import Plan, PlannedJob, check_names, plan_job
 from orchestrator.recipe.document import Recipe
-from orchestrator.recipe.load import escape_variables, load_recipe
-from orchestrator.resolve import Resolved, resolve
+from orchestrator.recipe.load import escape_variables, load_recipe, parse_recipe
+from orchestrator.recipe.sections import LocalSchedulerSpec
+from orchestrator.resolve import resolve
 from orchestrator.rundir import RunDir, new_run_id
-from orchestrator.service import PlanContext, Service
+from orchestrator.schedulers import Scheduler, make_scheduler
+from orchestrator.service import JobDraft, PlanContext, Service
 from orchestrator.site import Site, load_site
 from orchestrator.stage import Stage
-from orchestrator.transport import LocalTransport
+from orchestrator.transports import LocalTransport
 
 PROJECT = Path(__file__).resolve().parent.parent
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
@@ -62,18 +64,27 @@ class Request:
 class Composed:
     """A run that could start: checked and planned, nothing written yet."""
 
-    resolved: Resolved
-    site: Site
+    recipe: Recipe
+    scheduler: Scheduler
     plan: Plan
     context: PlanContext
     services: tuple[Service, ...]
     stages: tuple[Stage, ...]
-    provenance: dict[str, Any]
 
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe with every choice made."""
-        return self.resolved.recipe
+    def plan_job(self, draft: JobDraft, generation: int) -> PlannedJob:
+        """Return a further job of the run; see plan.plan_job."""
+        return plan_job(draft, self.context, self.scheduler, self.plan.run_id, generation)
+
+    def plan_service_again(self, name: str, generation: int) -> PlannedJob:
+        """Return the job of a planned service for another submission, its script written.
+
+        Raises:
+            StorageError: the script could not be written.
+        """
+        draft = next(service for service in self.services if service.name == name).draft(self.context)
+        planned = self.plan_job(draft, generation)
+        planned.write()
+        return planned
 
     def write(self) -> None:
         """Make the run directory with recipe, plan, scripts, supervisor and token.
@@ -84,7 +95,7 @@ class Composed:
         run = self.plan.run
         run.make()
         document = self.recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
-        write_json(run.recipe, {**escape_variables(document), "provenance": self.provenance})
+        write_json(run.recipe, escape_variables(document))
         for token in (run.api_token, run.scrape_token):
             write_text(token, secrets.token_urlsafe(32))
         try:
@@ -138,8 +149,52 @@ def compose(request: Request, parts: Parts, transport: LocalTransport, is_plan_o
         trials=job.hpo.trials if job.hpo else 0,
         trial=trial,
         notes=(f"site file: {site_source}", *resolved.notes, *left_out, *missing),
+        cache=context.cache,
+        bind=context.bind,
     )
-    return Composed(resolved, site, plan, context, tuple(services), stages, _provenance(resolved.recipe, run_id))
+    recorded = resolved.recipe.model_copy(update={"provenance": _provenance(resolved.recipe, run_id)})
+    return Composed(recorded, resolved.scheduler, plan, context, tuple(services), stages)
+
+
+def reopen(run: RunDir, parts: Parts) -> Composed:
+    """Return the run that was composed and written to ``run`` earlier, as it was planned then.
+
+    Raises:
+        RunNotFoundError: its files are not there or not what was planned.
+        UserError: what it needs is no longer on this machine.
+    """
+    recipe, plan = saved_recipe(run), saved_plan(run)
+    context = PlanContext(recipe=recipe, run=run, project=PROJECT, cache=plan.cache, bind=plan.bind, run_id=plan.run_id)
+    services, _ = parts.services_of(context)
+    stages = tuple(stage for stage in parts.stages if stage.is_wanted(recipe))
+    _check([*services, *stages], context, is_plan_only=False)
+    scheduler = make_scheduler(recipe.job.scheduler or LocalSchedulerSpec())
+    return Composed(recipe, scheduler, plan, context, tuple(services), stages)
+
+
+def saved_recipe(run: RunDir) -> Recipe:
+    """Return the resolved recipe of a run.
+
+    Raises:
+        RunNotFoundError: it cannot be read.
+    """
+    try:
+        return parse_recipe(read_json(run.recipe), str(run.recipe))
+    except RecipeError as error:
+        raise RunNotFoundError(str(error)) from error
+
+
+def saved_plan(run: RunDir) -> Plan:
+    """Return the plan of a run with its scripts.
+
+    Raises:
+        RunNotFoundError: it cannot be read, or scripts are missing or were changed.
+    """
+    document: Any = read_json(run.plan)
+    try:
+        return Plan.from_json(run, document)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise RunNotFoundError(f"the plan of {run.root} cannot be used: {error}") from error
 
 
 def _check(parts: Sequence[Service | Stage], context: PlanContext, is_plan_only: bool) -> list[str]:

@@ -6,9 +6,12 @@ A message says where, what was wrong, what is allowed and what to do. ``exit_cod
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class OrchError(Exception):
@@ -94,6 +97,17 @@ class RunNotFoundError(UserError):
     """The named run is not in the output folder."""
 
 
+class RunBusyError(UserError):
+    """Another orchestrator looks after the run."""
+
+    def __init__(self, whose: str) -> None:
+        super().__init__(f"{whose}.\nEnd the run with `orch.py stop`, or end that process to take its place.")
+
+
+class LeaseLostError(OrchError):
+    """Another orchestrator has taken the run over; this one must not touch it any more."""
+
+
 class RenderError(OrchError):
     """A template could not be rendered, or a value cannot be put into a script safely."""
 
@@ -105,14 +119,22 @@ class UnsafeValueError(RenderError, UserError):
 
 
 class StorageError(OrchError):
-    """A file of the run could not be written (no space, quota, permissions)."""
+    """A file of the run could not be written (no space, quota, permissions).
 
-    def __init__(self, path: Path, error: OSError) -> None:
-        self.path = path
-        super().__init__(
-            f"cannot write {path}: {error.strerror or error}\n"
-            "Free some space or quota there, or put the run elsewhere with --output-dir."
-        )
+    Attributes:
+        path: The file or folder.
+        error: What the system said.
+    """
+
+    def __init__(self, path: Path, error: OSError, remedy: str | None = None) -> None:
+        self.path, self.error = path, error
+        usual = "Free some space or quota there, or put the run elsewhere with --output-dir."
+        super().__init__(f"cannot write {path}: {error.strerror or error}\n{remedy or usual}")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether space or quota ran out."""
+        return self.error.errno in _NO_SPACE
 
 
 class CommandError(OrchError):
@@ -140,6 +162,46 @@ class SubmitError(CommandError):
         super().__init__(argv, returncode, stderr, what)
 
 
+class TransportError(OrchError):
+    """Something on the way to a machine failed; says nothing of what runs there.
+
+    Attributes:
+        host: The machine as the user names it.
+    """
+
+    def __init__(self, host: str, what: str, remedy: str = "") -> None:
+        self.host, self.what, self.remedy = host, what, remedy
+        super().__init__(f"{host}: {what}\n{remedy}" if remedy else f"{host}: {what}")
+
+
+class NoConnectionError(TransportError):
+    """The machine cannot be reached now; it may come back by itself."""
+
+
+class HostKeyError(TransportError):
+    """The machine's host key is unknown or is not the one that is known."""
+
+
+class AuthenticationError(TransportError):
+    """The machine did not let the user in; a key, a password or a second factor is wanted."""
+
+
+class RemoteFileError(TransportError):
+    """A file of the machine could not be read or written.
+
+    Attributes:
+        path: The file, as the machine names it.
+    """
+
+    def __init__(self, host: str, path: str, what: str, remedy: str = "") -> None:
+        self.path = path
+        super().__init__(host, f"{path}: {what}", remedy)
+
+
+class TransferError(TransportError):
+    """Files could not be copied; carries the words of both ends."""
+
+
 class JobFailedError(OrchError):
     """A job of the run ended when it should have lived.
 
@@ -152,6 +214,17 @@ class JobFailedError(OrchError):
         self.job, self.log_tail = job, log_tail
         text = f"job '{job}' {why}"
         super().__init__(f"{text}\nIts last words:\n{log_tail}" if log_tail else text)
+
+
+class CannotStartError(UserError):
+    """A job waits for something that will never come."""
+
+    def __init__(self, job: str, job_id: str, reason: str) -> None:
+        super().__init__(
+            f"job '{job}' ({job_id}) can never start as it stands; the scheduler says: {reason}\n"
+            "Ask for less (time, nodes, CPUs, memory, GPUs) or for another partition, account or qos: "
+            "job.infrastructure and job.resources."
+        )
 
 
 class StageError(OrchError):

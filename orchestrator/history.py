@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from orchestrator.atomic import read_json, write_json
+from orchestrator.compose import saved_plan, saved_recipe
 from orchestrator.errors import OrchError, RunNotFoundError, StorageError
 from orchestrator.jobs import JobTracker
+from orchestrator.lease import living_owner
 from orchestrator.ledger import Ledger
 from orchestrator.plan import PlannedJob
-from orchestrator.recipe import parse_recipe
 from orchestrator.recipe.sections import LocalSchedulerSpec
+from orchestrator.report import write_report
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import make_scheduler
-from orchestrator.transport import LocalTransport
+from orchestrator.summary import Outcome, summarise
+from orchestrator.transports import LocalTransport
 
 log = logging.getLogger(__name__)
-# The orchestrator looks at its run every half second and renews its lease every 30 s.
-ORCHESTRATOR_SILENT_S = 100.0
 STOP_PATIENCE_S = 120.0
+_LIFE_EVENTS = ("run_started", "run_resumed", "run_finished", "orchestrator_left", "run_stopped")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class RunState:
         state: planned, running, left (the orchestrator ended before the run), completed, failed, interrupted, stopped.
         started_at: Seconds since the epoch, or None if it was only planned.
         kept: Whether its services were left up.
+        resumed: How many times it was resumed.
     """
 
     run: RunDir
@@ -43,6 +44,7 @@ class RunState:
     started_at: float | None
     finished_at: float | None
     kept: bool
+    resumed: int
 
 
 def run_state(run: RunDir) -> RunState:
@@ -54,10 +56,13 @@ def run_state(run: RunDir) -> RunState:
     plan = _plan(run)
     recipe = read_json(run.recipe) or {}
     state, started, finished, kept = "planned", None, None, False
-    for event in Ledger(run.events).events("run_started", "run_finished", "orchestrator_left", "run_stopped"):
+    resumed = 0
+    for event in Ledger(run.events).events(*_LIFE_EVENTS):
         match event["event"]:
             case "run_started":
                 state, started = "running", event["at"]
+            case "run_resumed":
+                state, finished, kept, resumed = "running", None, False, resumed + 1
             case "run_finished":
                 state, finished, kept = event["state"], event["at"], bool(event.get("kept"))
             case "run_stopped":
@@ -69,45 +74,46 @@ def run_state(run: RunDir) -> RunState:
     if state == "running" and not is_orchestrated(run):
         state = "left"
     name = recipe.get("job", {}).get("name", run.root.name)
-    return RunState(run, name, plan["scheduler"], state, started, finished, kept)
+    return RunState(run, name, plan["scheduler"], state, started, finished, kept, resumed)
 
 
 def is_orchestrated(run: RunDir) -> bool:
     """Return whether an orchestrator looks after ``run``: its process lives here, or it renewed the lease lately."""
-    lease = read_json(run.lease)
-    if not isinstance(lease, dict) or lease.get("keep"):
-        return False
-    host, _, pid = str(lease.get("owner", "")).rpartition(":")
-    if host == socket.gethostname() and pid.isdigit():
-        return Path(f"/proc/{pid}").exists()
-    return time.time() - float(lease.get("renewed_at", 0)) < ORCHESTRATOR_SILENT_S
+    return living_owner(run.lease) is not None
 
 
 def tracker_of(run: RunDir) -> JobTracker:
-    """Return a tracker with every job that the ledger of ``run`` tells of; nothing is asked yet.
+    """Return a tracker that only looks, with every job that the ledger of ``run`` tells of; nothing is asked yet.
 
     Raises:
         RunNotFoundError: the run's files cannot be read.
     """
-    recipe = parse_recipe(read_json(run.recipe), str(run.recipe))
-    ledger = Ledger(run.events)
+    recipe = saved_recipe(run)
     scheduler = make_scheduler(recipe.job.scheduler or LocalSchedulerSpec())
-    tracker = JobTracker(run, ledger, scheduler, LocalTransport(), recipe.job.polling)
+    tracker = JobTracker(run, None, scheduler, LocalTransport(), recipe.job.polling)
+    replay(run, tracker)
+    return tracker
+
+
+def replay(run: RunDir, tracker: JobTracker) -> None:
+    """Tell ``tracker`` of every job that the ledger of ``run`` tells of.
+
+    Raises:
+        RunNotFoundError: scripts of the run cannot be read.
+    """
     intents: dict[str, PlannedJob] = {}
-    for event in ledger.events("job_intent", "job_submitted", "job_refused", "cancel"):
+    for event in Ledger(run.events).events("job_intent", "job_submitted", "job_refused", "job_abandoned", "cancel"):
         if event["event"] == "cancel":
             tracker.mark_cancelled(event["job_ids"])
             continue
         token = event["token"]
         if event["event"] == "job_intent":
             intents[token] = _planned(run, event["planned"])
-        elif event["event"] == "job_refused":
-            intents.pop(token, None)
-        elif token in intents:
+            tracker.intend(intents[token], event["at"])
+        elif event["event"] == "job_submitted" and token in intents:
             tracker.adopt(intents.pop(token), event["job_id"], event["at"])
-    for planned in intents.values():
-        tracker.intend(planned)
-    return tracker
+        else:
+            tracker.forget(token)
 
 
 def stop_run(run: RunDir) -> list[str]:
@@ -118,21 +124,25 @@ def stop_run(run: RunDir) -> list[str]:
     Raises:
         OrchError: some jobs have not ended.
     """
-    tracker = tracker_of(run)
-    tracker.adopt_intended()
-    tracker.poll()
-    names = [job.name for job in tracker.jobs if job.must_be_ended]
+    observer = tracker_of(run)
+    observer.poll()
+    names = [job.name for job in observer.jobs if job.must_be_ended]
     try:
         write_json(run.stop_request, {"at": time.time()})
     except StorageError as error:
         # Without the request a live orchestrator sees its jobs end instead.
         log.warning("%s", error)
     deadline = time.monotonic() + STOP_PATIENCE_S
-    while is_orchestrated(run) and run_state(run).state == "running" and time.monotonic() < deadline:
+    while is_orchestrated(run) and time.monotonic() < deadline:
         time.sleep(0.5)
-    tracker = tracker_of(run)
+    has_ended_itself = run_state(run).state not in {"running", "left"}
+    recipe = saved_recipe(run)
+    scheduler = make_scheduler(recipe.job.scheduler or LocalSchedulerSpec())
+    tracker = JobTracker(run, Ledger(run.events), scheduler, LocalTransport(), recipe.job.polling)
+    replay(run, tracker)
     tracker.adopt_intended()
     tracker.poll()
+    names += [job.name for job in tracker.jobs if job.must_be_ended and job.name not in names]
     tracker.cancel(tracker.jobs)
     if tracker.open_intents:
         raise OrchError(
@@ -144,9 +154,34 @@ def stop_run(run: RunDir) -> list[str]:
         raise OrchError(f"these jobs have not ended: {' '.join(job.job_id for job in left)}")
     try:
         Ledger(run.events).append("run_stopped", jobs=names)
+        if not has_ended_itself:
+            _summarise_stopped(run, tracker)
     except StorageError as error:
         log.warning("the jobs have ended, but that could not be recorded: %s", error)
     return names
+
+
+def _summarise_stopped(run: RunDir, tracker: JobTracker) -> None:
+    """Write the summary that the run's orchestrator did not live to write."""
+    state = run_state(run)
+    if state.started_at is None:
+        return
+    outcome = Outcome(
+        state="stopped",
+        error="its orchestrator ended before the run did; `orch.py stop` ended its jobs",
+        started_at=state.started_at,
+        finished_at=state.finished_at,
+        resumed=state.resumed,
+        stages=saved_stages(run),
+    )
+    write_json(run.summary, summarise(saved_recipe(run), saved_plan(run), outcome, tracker.jobs))
+    write_report(run)
+
+
+def saved_stages(run: RunDir) -> dict[str, dict[str, Any]]:
+    """Return the figures of the stages that were completed, by name."""
+    found = {path.stem: read_json(path) for path in sorted(run.stages.glob("*.json"))}
+    return {name: figures for name, figures in found.items() if isinstance(figures, dict)}
 
 
 def _plan(run: RunDir) -> dict[str, Any]:
@@ -159,5 +194,5 @@ def _plan(run: RunDir) -> dict[str, Any]:
 def _planned(run: RunDir, data: dict[str, Any]) -> PlannedJob:
     try:
         return PlannedJob.from_json(run, data)
-    except (KeyError, OSError) as error:
+    except (KeyError, ValueError, OSError) as error:
         raise RunNotFoundError(f"the scripts of {run.root} cannot be read: {error}") from error

@@ -4,76 +4,52 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import CommandError, JobFailedError, StorageError, SubmitError
+from orchestrator.atomic import write_json
+from orchestrator.errors import CannotStartError, CommandError, JobFailedError, StorageError, SubmitError
 from orchestrator.ledger import Ledger
 from orchestrator.logs import last_words
 from orchestrator.plan import PlannedJob
 from orchestrator.recipe.infrastructure import Polling
-from orchestrator.records import StatusRecord, read_heartbeat, read_status
+from orchestrator.records import read_heartbeat, read_status
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState, Scheduler, Seen, Submission
-from orchestrator.transport import Answer, LocalTransport
+from orchestrator.tracked import TrackedJob
+from orchestrator.transports import Answer, LocalTransport
 from orchestrator.truth import Evidence, judge
 
 log = logging.getLogger(__name__)
 LOOKUP_WAITS_S = (0.5, 2.0, 5.0, 10.0)
+LATE_SUBMIT_S = 10.0
+# A reason for which no job can start may be that of a moment: a partition that is being changed.
+STUCK_PATIENCE_S = 20.0
 
 
-@dataclass
-class TrackedJob:
-    """One submitted job and the last that is known of it."""
+@dataclass(frozen=True)
+class Intent:
+    """A job that was to be submitted, and when (seconds since the epoch)."""
 
     planned: PlannedJob
-    job_id: str
-    submitted_at: float
-    state: JobState = JobState.PENDING
-    why: str | None = None
-    node: str | None = None
-    record: StatusRecord | None = None
-    cancelled: bool = False
-    seen: Seen | None = field(default=None, repr=False)
-    listed_at: float | None = field(default=None, repr=False)
-    ended_attempt: str | None = field(default=None, repr=False)
-    superseded_attempt: str | None = field(default=None, repr=False)
-
-    @property
-    def name(self) -> str:
-        return self.planned.name
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it is a healthy service right now."""
-        return self.state == JobState.RUNNING and self.record is not None and self.record.state == "ready"
-
-    @property
-    def must_be_ended(self) -> bool:
-        """Whether it, or a process that it left behind, still lives."""
-        return not self.state.is_final or (self.seen is not None and self.seen.has_leftovers)
-
-    @property
-    def phase(self) -> str:
-        """Return the state for people: the supervisor's word where it says more than the scheduler's."""
-        if self.state == JobState.RUNNING and self.record is not None:
-            return self.record.state
-        return self.state.value.lower()
+    at: float
 
 
 class JobTracker:
     """Submits, polls and cancels the jobs of one run.
 
     The intent to submit is in the ledger before the scheduler hears of it, and the token is the job's name: an answer
-    that was lost is looked up, never repeated blindly.
+    that was lost is looked up, never repeated blindly. A token that was given up is fenced: should its job start after
+    all, it does nothing.
     """
 
     def __init__(
         self,
         run: RunDir,
-        ledger: Ledger,
+        ledger: Ledger | None,
         scheduler: Scheduler,
         transport: LocalTransport,
         polling: Polling,
@@ -83,30 +59,45 @@ class JobTracker:
 
         Args:
             run: The run's paths.
-            ledger: Gets intents, submissions and states.
+            ledger: Gets intents, submissions and states; None for one who only looks.
             scheduler: The backend.
             transport: Runs the backend's commands.
             polling: How often to look.
             uninterrupted: Holds signals back while a job is being submitted.
         """
         self._uninterrupted = uninterrupted
-        self._run, self._ledger, self._scheduler, self._transport = run, ledger, scheduler, transport
+        self._run, self._written, self._scheduler, self._transport = run, ledger, scheduler, transport
         self._polling = polling
         self._jobs: dict[str, TrackedJob] = {}
-        self._intended: dict[str, PlannedJob] = {}
+        self._intended: dict[str, Intent] = {}
+        self._generations: Counter[str] = Counter()
         self._next_query = 0.0
         self._scheduler_answered = True
 
     @property
     def jobs(self) -> tuple[TrackedJob, ...]:
-        """All submitted jobs, in the order of submission."""
+        """All submitted jobs, in the order of submission; of those that were submitted again the last."""
         return tuple(self._jobs.values())
+
+    @property
+    def _ledger(self) -> Ledger:
+        if self._written is None:
+            raise RuntimeError("this tracker only looks")
+        return self._written
+
+    def next_generation(self, name: str) -> int:
+        """Return which submission of the job ``name`` the next one is, from 1."""
+        return self._generations[name] + 1
 
     def __getitem__(self, name: str) -> TrackedJob:
         return self._jobs[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._jobs
+
+    def get(self, name: str) -> TrackedJob | None:
+        """Return the job of that name, or None if none was submitted."""
+        return self._jobs.get(name)
 
     def submit(self, planned: PlannedJob) -> TrackedJob:
         """Submit ``planned``, whose script is already written, and return it tracked.
@@ -119,36 +110,51 @@ class JobTracker:
             return self._submit(planned)
 
     def _submit(self, planned: PlannedJob) -> TrackedJob:
+        if planned.name in self._jobs:
+            # What was lost may live on somewhere; it must not go on beside the new one.
+            self._fence(self._jobs[planned.name].planned.token)
         self._ledger.append("job_intent", token=planned.token, planned=planned.as_json(self._scheduler.kind))
-        self._intended[planned.token] = planned
+        self.intend(planned, time.time())
         submission = Submission(planned.token, planned.script, planned.batch_log, planned.resources.cpus)
         answer = self._transport.run(self._scheduler.submit_argv(submission), self._scheduler.command_timeout_s)
         try:
             job_id = self._scheduler.parse_submit(answer)
         except SubmitError as error:
-            is_known, found = True, None
-            if self._scheduler.is_ambiguous(answer):
-                is_known, found = self._look_up(planned.token)
-            if found is None:
-                what = f"job '{planned.name}': {error.what}"
-                if is_known:
-                    self._intended.pop(planned.token)
-                    self._ledger.append(
-                        "job_refused", job=planned.name, token=planned.token, stderr=answer.stderr[-2000:]
-                    )
-                else:
-                    # The intent stays open, for tear-down and `stop` to look it up again.
-                    what += f"; whether it was submitted is not known, look for the name {planned.token}"
-                is_refusal = not self._scheduler.is_ambiguous(answer)
-                raise SubmitError(error.argv, error.returncode, error.stderr, what, is_refusal) from error
-            job_id = found
-        tracked = TrackedJob(planned, job_id, time.time())
-        self._jobs[planned.name] = tracked
-        self._intended.pop(planned.token)
+            job_id = self._resolve(planned, answer, error)
+        tracked = self.adopt(planned, job_id, time.time())
         self._ledger.append("job_submitted", job=planned.name, token=planned.token, job_id=job_id)
         # A poll must not trust an answer that is older than the submission.
         self._next_query = 0.0
         return tracked
+
+    def _resolve(self, planned: PlannedJob, answer: Answer, error: SubmitError) -> str:
+        """Return the id of a job whose submission failed, if the scheduler has taken it all the same.
+
+        Raises:
+            SubmitError: it has not, or nobody can tell.
+        """
+        what, is_ambiguous = f"job '{planned.name}': {error.what}", self._scheduler.is_ambiguous(answer)
+        is_known, found = self._look_up(planned.token) if is_ambiguous else (True, None)
+        if found is not None:
+            return found
+        if is_known:
+            if is_ambiguous:
+                # A controller that hangs may take the job when it goes on.
+                self._fence(planned.token)
+            self._intended.pop(planned.token)
+            self._ledger.append("job_refused", job=planned.name, token=planned.token, stderr=answer.stderr[-2000:])
+        else:
+            # The intent stays open, for tear-down, `stop` and `resume` to look it up again.
+            what += f"; whether it was submitted is not known, look for the name {planned.token}"
+        raise SubmitError(error.argv, error.returncode, error.stderr, what, not is_ambiguous) from error
+
+    def _fence(self, token: str) -> None:
+        """Give a token up: a supervisor that finds this file ends without doing anything.
+
+        Raises:
+            StorageError: the fence could not be written.
+        """
+        write_json(self._run.fence(token), {"at": time.time()})
 
     def _look_up(self, token: str) -> tuple[bool, str | None]:
         """Look for the job named ``token`` after an ambiguous submission.
@@ -186,10 +192,13 @@ class JobTracker:
             self._scheduler_answered = seen is not None
             if seen is not None:
                 for job in open_jobs:
-                    job.seen = seen.get(job.job_id)
-                    job.listed_at = time.time() if job.seen else job.listed_at
+                    job.note_seen(seen.get(job.job_id))
         for job in open_jobs:
             self._update(job)
+
+    def refresh(self) -> None:
+        """Ask the scheduler with the next poll, whenever it was asked last."""
+        self._next_query = 0.0
 
     def _read_record(self, job: TrackedJob) -> bool:
         """Read the job's own record; return whether it tells of an end that was not known yet.
@@ -245,6 +254,18 @@ class JobTracker:
             if job.planned.kind == "service" and job.planned.is_essential and job.state.is_final and not job.cancelled:
                 raise self.failure(job)
 
+    def raise_if_stuck(self) -> None:
+        """Raise for the first job that waits for something that will never come.
+
+        Raises:
+            CannotStartError: with the scheduler's reason.
+        """
+        for job in self.jobs:
+            if job.stuck_since is None or job.cancelled or job.state.is_final:
+                continue
+            if time.monotonic() - job.stuck_since > STUCK_PATIENCE_S:
+                raise CannotStartError(job.name, job.job_id, (job.seen and job.seen.reason) or "no reason given")
+
     def failure(self, job: TrackedJob) -> JobFailedError:
         """Return the error that tells of a job's end."""
         why = f"ended: {job.state}" + (f": {job.why}" if job.why else "")
@@ -266,20 +287,37 @@ class JobTracker:
         argv = self._scheduler.cancel_argv(ids)
         answer: Answer = self._transport.run(argv, self._scheduler.command_timeout_s)
         self._next_query = 0.0
-        if answer.returncode != 0:
+        if not self._scheduler.has_cancelled(answer):
             raise CommandError(argv, answer.returncode, answer.stderr, "the scheduler did not cancel the jobs")
 
     def _note(self, event: str, **data: Any) -> None:
         """Write an event that nothing depends on: a full disk must not keep jobs from being watched and ended."""
+        if self._written is None:
+            return
         try:
-            self._ledger.append(event, **data)
+            self._written.append(event, **data)
         except StorageError as error:
             log.warning("%s", error)
 
+    def intend(self, planned: PlannedJob, at: float) -> None:
+        """Remember an intent; until its answer is recorded nobody knows whether the job was submitted.
+
+        Args:
+            planned: The job.
+            at: When it was to be submitted, in seconds since the epoch.
+        """
+        self._generations[planned.name] += 1
+        self._intended[planned.token] = Intent(planned, at)
+
     def adopt(self, planned: PlannedJob, job_id: str, submitted_at: float) -> TrackedJob:
-        """Track a job that was submitted earlier, by this or another orchestrator."""
+        """Track a submitted job, in the place of an earlier one of its name."""
+        self._intended.pop(planned.token, None)
         tracked = self._jobs[planned.name] = TrackedJob(planned, job_id, submitted_at)
         return tracked
+
+    def forget(self, token: str) -> None:
+        """Drop an intent that was refused or given up."""
+        self._intended.pop(token, None)
 
     def mark_cancelled(self, job_ids: Iterable[str]) -> None:
         """Remember that these jobs were cancelled, by this or another orchestrator."""
@@ -287,28 +325,44 @@ class JobTracker:
         for job in self._jobs.values():
             job.cancelled = job.cancelled or job.job_id in ids
 
-    def intend(self, planned: PlannedJob) -> None:
-        """Remember an intent whose answer was never recorded; adopt_intended looks it up."""
-        self._intended[planned.token] = planned
-
     @property
     def open_intents(self) -> tuple[str, ...]:
         """Tokens of jobs of which nobody knows yet whether they were submitted."""
         return tuple(self._intended)
 
     def adopt_intended(self) -> None:
-        """Find jobs whose submission was cut off before its answer came, so that they can be cancelled too."""
-        for token, planned in list(self._intended.items()):
+        """Find jobs whose submission was cut off before its answer came; those that are surely not there are fenced.
+
+        A submit command may have outlived the orchestrator that started it, so the scheduler's "no such job" is not
+        believed at once; a job that comes later still finds the fence.
+        """
+        for token, intent in list(self._intended.items()):
+            job_id = self._find(token, intent)
+            if job_id is None:
+                continue  # the intent stays open
+            if job_id:
+                self.adopt(intent.planned, job_id, intent.at)
+                self._note("job_submitted", job=intent.planned.name, token=token, job_id=job_id, adopted=True)
+            else:
+                self._fence(token)
+                self.forget(token)
+                self._note("job_abandoned", job=intent.planned.name, token=token)
+
+    def _find(self, token: str, intent: Intent) -> str | None:
+        """Return the job id of an intent, empty if it has surely not been submitted; None if nobody can tell."""
+        while True:
+            record = read_status(self._run, token)
+            if record is not None:
+                return record.job_id  # it has run already, whatever the scheduler still knows of it
             seen = self._query()
             if seen is None:
-                continue  # the intent stays open
+                return None
             for item in seen.values():
                 if item.name == token and not item.state.is_final:
-                    self._jobs[planned.name] = TrackedJob(planned, item.job_id, time.time(), seen=item)
-                    self._ledger.append(
-                        "job_submitted", job=planned.name, token=token, job_id=item.job_id, adopted=True
-                    )
-            self._intended.pop(token)
+                    return item.job_id
+            if time.time() - intent.at > LATE_SUBMIT_S:
+                return ""
+            time.sleep(LOOKUP_WAITS_S[0])
 
     def wait_for_end(self, timeout_s: float, tell: Callable[[], None] | None = None) -> list[TrackedJob]:
         """Poll until every job has ended; return those that have not within ``timeout_s`` seconds."""

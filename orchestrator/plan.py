@@ -82,9 +82,10 @@ class PlannedJob:
         Raises:
             KeyError: a field is missing.
             OSError: a file is missing.
+            ValueError: a file is not what was planned.
         """
         script, config = Path(data["script"]), Path(data["config"])
-        return cls(
+        job = cls(
             name=data["name"],
             role=data["role"],
             kind=data["kind"],
@@ -98,6 +99,9 @@ class PlannedJob:
             startup_timeout_s=data["startup_timeout_s"],
             is_essential=data["is_essential"],
         )
+        if job.sha256 != data["sha256"]:
+            raise ValueError(f"{script} or {config} was changed since it was planned")
+        return job
 
 
 def job_token(run_id: str, name: str) -> str:
@@ -105,14 +109,24 @@ def job_token(run_id: str, name: str) -> str:
     return f"orch-{run_id}-{name}"
 
 
-def plan_job(draft: JobDraft, context: PlanContext, scheduler: Scheduler, run_id: str) -> PlannedJob:
+def plan_job(
+    draft: JobDraft, context: PlanContext, scheduler: Scheduler, run_id: str, generation: int = 1
+) -> PlannedJob:
     """Return the job of ``draft`` with its script and its supervisor's configuration.
+
+    Args:
+        draft: What is to run.
+        context: The run that it belongs to.
+        scheduler: The backend that will take it.
+        run_id: The run's id.
+        generation: Which submission of the job it is, from 1: a job that is submitted again has a token of its own.
 
     Raises:
         RenderError: a value cannot be put into the script safely.
     """
     run, job = context.run, context.recipe.job
-    token = job_token(run_id, draft.name)
+    stem = draft.name if generation == 1 else f"{draft.name}-r{generation}"
+    token = job_token(run_id, stem)
     batch_log = run.log(draft.name, "%j", "batch")
     script_text = render(
         scheduler.template,
@@ -126,11 +140,12 @@ def plan_job(draft: JobDraft, context: PlanContext, scheduler: Scheduler, run_id
                 "experiment": job.name,
             },
             "resources": draft.resources,
+            "scheduler": job.scheduler,
             "environment": job.environment,
             "supervisor": {
                 "python": job.environment.supervisor_python,
                 "program": run.supervisor,
-                "config": run.supervisor_config(draft.name),
+                "config": run.supervisor_config(stem),
             },
             "service": draft.context,
         },
@@ -141,9 +156,9 @@ def plan_job(draft: JobDraft, context: PlanContext, scheduler: Scheduler, run_id
         role=draft.role,
         kind=draft.kind,
         token=token,
-        script=run.script(draft.name),
+        script=run.script(stem),
         script_text=script_text,
-        config=run.supervisor_config(draft.name),
+        config=run.supervisor_config(stem),
         config_text=json.dumps(config, indent=2) + "\n",
         batch_log=batch_log,
         resources=draft.resources,
@@ -207,6 +222,8 @@ class Plan:
         scheduler: Name of the scheduler.
         jobs: In the order of submission.
         notes: What was found, chosen, left out or does not apply, in words.
+        cache: Folder shared by all runs.
+        bind: Address that services listen on.
     """
 
     run_id: str
@@ -216,6 +233,29 @@ class Plan:
     trials: int
     trial: PlannedJob | None
     notes: tuple[str, ...]
+    cache: Path
+    bind: str
+
+    @classmethod
+    def from_json(cls, run: RunDir, data: dict[str, Any]) -> Plan:
+        """Return the plan that as_json described; the files of its jobs are read from ``run``.
+
+        Raises:
+            KeyError, TypeError: a field is missing or wrong.
+            OSError, ValueError: see PlannedJob.from_json.
+        """
+        trials = data["trials"]
+        return cls(
+            run_id=data["run_id"],
+            run=run,
+            scheduler=data["scheduler"],
+            jobs=tuple(PlannedJob.from_json(run, job) for job in data["jobs"]),
+            trials=trials["count"],
+            trial=PlannedJob.from_json(run, trials["job"]) if trials["job"] else None,
+            notes=tuple(data["notes"]),
+            cache=Path(data["cache_dir"]),
+            bind=data["bind"],
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as it stands in plan.json and as ``--dry-run --json`` prints it."""
@@ -231,6 +271,8 @@ class Plan:
             },
             "gpu_hours": self.gpu_hours(),
             "notes": list(self.notes),
+            "cache_dir": str(self.cache),
+            "bind": self.bind,
         }
 
     def gpu_hours(self) -> float | None:

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.jobs import TrackedJob
+from orchestrator.tracked import TrackedJob
 
 _STYLES = {
     "ready": "green", "running": "green", "completed": "green", "starting": "yellow", "pending": "yellow",

@@ -7,15 +7,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import TypeVar
 
 from orchestrator.errors import Problem, RecipeError, UserError
 from orchestrator.recipe.document import Recipe
 from orchestrator.recipe.engines import PACKAGE_PREFIX, OllamaEngine, VllmEngine, find_engine
 from orchestrator.recipe.infrastructure import Environment, Infrastructure, Resources, RoleResources
+from orchestrator.recipe.sections import SchedulerSpec
 from orchestrator.schedulers import PartitionFacts, Scheduler, find_scheduler, make_scheduler
 from orchestrator.site import Site
-from orchestrator.transport import LocalTransport
+from orchestrator.transports import LocalTransport
 
 ROLES = ("server", "client", "monitoring", "trial")
 CLIENTS_PER_PROCESS = 64
@@ -52,7 +54,7 @@ def resolve(recipe: Recipe, site: Site, transport: LocalTransport, base_dir: Pat
     """
     notes: list[str] = []
     job = recipe.job
-    scheduler_spec = job.scheduler or site.scheduler
+    scheduler_spec = _scheduler_spec(job.scheduler, site.scheduler)
     if scheduler_spec is None:
         scheduler_spec, why = find_scheduler()
         notes.append(f"scheduler: {scheduler_spec.kind}, because {why}")
@@ -93,6 +95,13 @@ def resolve(recipe: Recipe, site: Site, transport: LocalTransport, base_dir: Pat
     )
     _check_combinations(chosen.name, chosen.working_dirs.launch_iteration_pattern, chosen.working_dirs.job_pattern)
     return Resolved(recipe.model_copy(update={"job": chosen}), scheduler, tuple(notes))
+
+
+def _scheduler_spec(own: SchedulerSpec | None, site: SchedulerSpec | None) -> SchedulerSpec | None:
+    """Return the recipe's scheduler; what it leaves open is the site's, where that is of the same kind."""
+    if own is None or site is None or own.kind != site.kind:
+        return own or site
+    return site.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
 
 
 def _first(*values: ValueT | None) -> ValueT | None:
@@ -246,16 +255,18 @@ def _absolute_data(recipe: Recipe, base_dir: Path) -> object:
 def _check_combinations(name: str, launch_pattern: str, job_pattern: str) -> None:
     problems = []
     where = "job.working_dirs.launch_iteration_pattern"
-    fields = {"timestamp": "t", "name": name, "run_id": "r", "experiment_id": "e"}
+    fields: dict[str, str | int] = {"timestamp": "t", "name": name, "run_id": "r", "experiment_id": "e"}
     problems += _pattern_problems(where, launch_pattern, fields, ("run_id", "experiment_id"))
     where = "job.working_dirs.job_pattern"
-    fields = {"job_id": "j", "number": "1", "experiment_id": "e"}
+    fields = {"job_id": "j", "number": 1, "experiment_id": "e"}
     problems += _pattern_problems(where, job_pattern, fields, ("job_id", "number"))
     if problems:
         raise RecipeError("recipe", problems)
 
 
-def _pattern_problems(where: str, pattern: str, fields: Mapping[str, str], one_of: tuple[str, ...]) -> list[Problem]:
+def _pattern_problems(
+    where: str, pattern: str, fields: Mapping[str, str | int], one_of: tuple[str, ...]
+) -> list[Problem]:
     allowed = ", ".join(f"{{{field}}}" for field in fields)
     try:
         text = pattern.format(**fields)
@@ -263,7 +274,8 @@ def _pattern_problems(where: str, pattern: str, fields: Mapping[str, str], one_o
         return [Problem(where, f"is '{pattern}': unusable field {error}", allowed)]
     if "/" in text or text in {"", ".", ".."} or text.startswith("-"):
         return [Problem(where, f"is '{pattern}': must name one directory, without '/'", allowed)]
-    if not any(f"{{{field}}}" in pattern for field in one_of):
+    used = {name for _, name, _, _ in Formatter().parse(pattern)}
+    if used.isdisjoint(one_of):
         need = " or ".join(f"{{{field}}}" for field in one_of)
         return [Problem(where, f"is '{pattern}': two of them could get the same directory", remedy=f"Use {need}.")]
     return []

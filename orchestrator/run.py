@@ -4,54 +4,45 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from orchestrator.atomic import write_json
+from orchestrator.atomic import make_private_dir, write_json
 from orchestrator.compose import Composed, Parts
-from orchestrator.errors import CommandError, OrchError, ServiceAnswerError
+from orchestrator.errors import (
+    CommandError,
+    JobFailedError,
+    LeaseLostError,
+    OrchError,
+    ServiceAnswerError,
+    StageError,
+    StorageError,
+)
+from orchestrator.history import RunState, replay, saved_stages
 from orchestrator.interrupts import Interrupts, TerminatedError
-from orchestrator.jobs import JobTracker, TrackedJob
+from orchestrator.jobs import JobTracker
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.metrics import MetricsSink
-from orchestrator.plan import plan_job
 from orchestrator.progress import Progress
 from orchestrator.records import Endpoint, read_endpoint
 from orchestrator.report import write_report
 from orchestrator.rundir import experiment_id_of
-from orchestrator.stage import StageContext
-from orchestrator.summary import summarise
-from orchestrator.transport import LocalTransport
+from orchestrator.stage import Stage, StageContext
+from orchestrator.summary import Outcome, finite, summarise
+from orchestrator.tracked import TrackedJob
+from orchestrator.transports import LocalTransport
+from orchestrator.truth import FRESH_S
 
 END_TIMEOUT_S = 90.0
+CANCEL_AGAIN_S = 20.0
 TICK_S = 0.5
 log = logging.getLogger(__name__)
 
 
 class StopRequestedError(OrchError):
     """``orch.py stop`` asked this run to end."""
-
-
-@dataclass
-class Outcome:
-    """How a run ended, filled while it goes on.
-
-    Attributes:
-        state: completed, failed, interrupted or stopped.
-        error: What went wrong, in words for the user.
-        stages: Figures of each stage.
-        monitoring: What Prometheus held of the run.
-        exit_code: What the process ends with.
-    """
-
-    state: str = "running"
-    error: str | None = None
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    monitoring: dict[str, Any] = field(default_factory=dict)
-    started_at: float = field(default_factory=time.time)
-    finished_at: float | None = None
-    exit_code: int = 0
 
 
 class Run:
@@ -65,70 +56,142 @@ class Run:
         progress: Progress,
         interrupts: Interrupts,
         keep: bool,
+        past: RunState | None = None,
     ) -> None:
+        """Take a run that was composed just now, or one that was opened again.
+
+        Args:
+            composed: What is to be run.
+            parts: What is built on the core.
+            transport: Runs the scheduler's commands.
+            progress: What people see.
+            interrupts: The signals of this process.
+            keep: Whether services stay up when the run has been completed.
+            past: What was run of it before, if it was.
+        """
         self._composed, self._progress, self._interrupts, self._keep = composed, progress, interrupts, keep
         self._run = composed.plan.run
         self._ledger = Ledger(self._run.events)
         self._lease = Lease(self._run.lease)
         polling = composed.recipe.job.polling
-        self._jobs = JobTracker(
-            self._run, self._ledger, composed.resolved.scheduler, transport, polling, interrupts.held
-        )
+        self._jobs = JobTracker(self._run, self._ledger, composed.scheduler, transport, polling, self._undisturbed)
         self._metrics: MetricsSink = parts.make_metrics(self._run, composed.plan.run_id, composed.recipe)
         self._records_s = polling.records_s
         self._told_dead: set[str] = set()
+        self._past = past if past is not None and past.started_at is not None else None
         self.outcome = Outcome()
+        if self._past is not None and self._past.started_at is not None:
+            self.outcome.started_at, self.outcome.resumed = self._past.started_at, self._past.resumed + 1
 
     def execute(self) -> Outcome:
-        """Run everything; return how it ended. Never raises an OrchError: the outcome carries it."""
+        """Run everything that is missing; return how it ended: an OrchError of the run itself is in the outcome.
+
+        Raises:
+            RunBusyError: another orchestrator looks after the run; nothing was touched.
+            OrchError: the run could not be taken over; nothing was touched.
+        """
+        self._lease.take()
+        try:
+            with self._progress:
+                if self._is_left_behind():
+                    return self._leave()
+                self._interrupts.ignore()
+                self._put_away()
+        finally:
+            self._lease.give_back()
+        return self.outcome
+
+    def _is_left_behind(self) -> bool:
+        """Take the run to its end or its failure; return whether its jobs are to be left as they are."""
         outcome = self.outcome
-        with self._progress:
-            try:
-                self._ledger.append("run_started", run_id=self._composed.plan.run_id)
-                self._lease.renew()
+        try:
+            self._begin()
+            if self._has_work():
                 self._prepare()
                 self._deploy()
                 self._stages()
-                outcome.monitoring = self._settled()
-                outcome.state = "completed"
-            except TerminatedError as error:
-                return self._leave(error)
-            except KeyboardInterrupt:
-                outcome.state, outcome.error, outcome.exit_code = "interrupted", "interrupted by Ctrl-C", 130
-            except StopRequestedError as error:
-                outcome.state, outcome.error, outcome.exit_code = "stopped", str(error), 1
-            except OrchError as error:
-                outcome.state, outcome.error, outcome.exit_code = "failed", str(error), error.exit_code
-            except Exception as error:  # a defect of orch must not leave jobs behind
-                log.exception("internal error")
-                outcome.error = f"internal error: {error!r}; the traceback is in {self._run.orchestrator_log}"
-                outcome.state, outcome.exit_code = "failed", 1
-            self._interrupts.ignore()
-            try:
-                self._finish()
-            except OrchError as error:
-                # What was measured is still in the run directory; the first error is the one to show.
-                outcome.error = f"{outcome.error}\n{error}" if outcome.error else str(error)
-                outcome.state, outcome.exit_code = "failed", outcome.exit_code or 1
-        return outcome
+            outcome.monitoring = self._settled()
+            outcome.state = "completed"
+        except (TerminatedError, LeaseLostError) as error:
+            outcome.state, outcome.error, outcome.exit_code = "left", str(error), error.exit_code
+            return True
+        except KeyboardInterrupt:
+            outcome.state, outcome.error, outcome.exit_code = "interrupted", "interrupted by Ctrl-C", 130
+        except StopRequestedError as error:
+            outcome.state, outcome.error, outcome.exit_code = "stopped", str(error), 1
+        except OrchError as error:
+            outcome.state, outcome.error, outcome.exit_code = "failed", str(error), error.exit_code
+        except Exception as error:  # a defect of orch must not leave jobs behind
+            log.exception("internal error")
+            self._add_defect(error)
+        return False
+
+    def _add_defect(self, error: Exception) -> None:
+        self._add_error(f"internal error: {error!r}; the traceback is in {self._run.orchestrator_log}")
+
+    def _add_error(self, text: str) -> None:
+        """Put a failure into the outcome; the first error is the one to show first."""
+        outcome = self.outcome
+        outcome.error = f"{outcome.error}\n{text}" if outcome.error else text
+        if outcome.state in {"running", "completed"}:
+            outcome.state = "failed"
+        outcome.exit_code = outcome.exit_code or 1
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Hold signals back, and make sure that the run is ours: what follows is done once or not at all."""
+        with self._interrupts.held():
+            self._lease.verify()
+            yield
+
+    def _begin(self) -> None:
+        if self._past is None:
+            self._ledger.append("run_started", run_id=self._composed.plan.run_id)
+            return
+        self._run.stop_request.unlink(missing_ok=True)
+        make_private_dir(self._run.stages)
+        self._ledger.append("run_resumed", run_id=self._composed.plan.run_id)
+        replay(self._run, self._jobs)
+        self._jobs.adopt_intended()
+        if self._jobs.open_intents:
+            raise StageError(
+                "the scheduler does not answer, and whether these jobs were submitted is not known: "
+                f"{' '.join(self._jobs.open_intents)}\nTry `orch.py resume {self._run.root.name}` again later."
+            )
+        self._jobs.poll()
+        self.outcome.stages.update(saved_stages(self._run))
+
+    def _has_work(self) -> bool:
+        """Return whether anything is left to be done but putting away."""
+        stages = self._composed.stages
+        return not stages or any(stage.name not in self.outcome.stages for stage in stages)
 
     def _prepare(self) -> None:
         for service in self._composed.services:
-            with self._interrupts.held():
-                service.prepare(self._composed.context, self._progress.say)
+            service.prepare(self._composed.context, self._progress.say)
 
     def _deploy(self) -> None:
         planned = self._composed.plan.jobs
         for job in planned:
-            self._jobs.submit(job)
+            tracked = self._jobs.get(job.name)
+            generation = self._jobs.next_generation(job.name)
+            if tracked is not None and not tracked.state.is_final:
+                self._progress.say(f"{job.name}: job {tracked.job_id} of before goes on")
+            elif generation == 1:
+                self._jobs.submit(job)
+            else:
+                self._jobs.submit(self._composed.plan_service_again(job.name, generation))
         self._ledger.append("deployed", jobs=[job.name for job in planned])
         while True:
             self._watch()
-            waiting = [job for job in self._jobs.jobs if not job.state.is_final and self._ready_endpoint(job) is None]
+            waiting = [job for job in self._services() if not job.state.is_final and self._ready_endpoint(job) is None]
             if not waiting:
                 break
             time.sleep(min(self._records_s, TICK_S))
         self._ledger.append("ready")
+
+    def _services(self) -> list[TrackedJob]:
+        return [job for job in self._jobs.jobs if job.planned.kind == "service"]
 
     def _stages(self) -> None:
         recipe, plan = self._composed.recipe, self._composed.plan
@@ -143,23 +206,47 @@ class Run:
             progress=self._progress,
             ledger=self._ledger,
             endpoint=self._endpoint,
-            plan_job=lambda draft: plan_job(
-                draft, self._composed.context, self._composed.resolved.scheduler, plan.run_id
-            ),
+            plan_job=lambda draft: self._composed.plan_job(draft, self._jobs.next_generation(draft.name)),
             wait=self._wait,
         )
         for stage in self._composed.stages:
-            self._ledger.append("stage_started", stage=stage.name)
-            figures: dict[str, Any] = {"state": "failed"}
-            self.outcome.stages[stage.name] = figures
+            if stage.name in self.outcome.stages:
+                self._progress.say(f"{stage.name}: was completed before")
+            else:
+                self._run_stage(stage, context)
+
+    def _run_stage(self, stage: Stage, context: StageContext) -> None:
+        self._ledger.append("stage_started", stage=stage.name)
+        figures: dict[str, Any] = {"state": "failed"}
+        self.outcome.stages[stage.name] = figures
+        try:
+            figures.update(stage.run(context))
+            figures["state"] = "completed"
+            write_json(self._run.stage(stage.name), finite(figures))
+        except (StageError, ServiceAnswerError) as error:
+            cause = self._cause_of(error)
+            figures["error"] = str(cause)
+            raise cause from error
+        except OrchError as error:
+            figures["error"] = str(error)
+            raise
+        finally:
+            self._ledger.append("stage_finished", stage=stage.name, state=figures["state"])
+
+    def _cause_of(self, error: OrchError) -> OrchError:
+        """Return the death of a job where that is what a stage stumbled over, else the stage's own error.
+
+        A stage sees a dead server at once; that its job is dead is known only when its heartbeat has stopped.
+        """
+        deadline = time.monotonic() + FRESH_S + 2 * TICK_S
+        while time.monotonic() < deadline:
+            self._jobs.refresh()
             try:
-                figures.update(stage.run(context))
-                figures["state"] = "completed"
-            except OrchError as error:
-                figures["error"] = str(error)
-                raise
-            finally:
-                self._ledger.append("stage_finished", stage=stage.name, state=figures["state"])
+                self._watch()
+            except JobFailedError as death:
+                return death
+            time.sleep(2 * TICK_S)
+        return error
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -175,14 +262,17 @@ class Run:
 
         Raises:
             JobFailedError: an essential service has ended.
+            CannotStartError: a job can never start.
             StopRequestedError: ``orch.py stop`` asked for the end.
+            LeaseLostError: another orchestrator has taken the run over.
         """
         self._lease.renew()
         self._jobs.poll()
         self._progress.show_jobs(self._jobs.jobs)
         self._jobs.raise_if_dead()
-        for job in self._jobs.jobs:
-            if job.planned.kind == "service" and job.state.is_final and job.name not in self._told_dead:
+        self._jobs.raise_if_stuck()
+        for job in self._services():
+            if job.state.is_final and job.name not in self._told_dead:
                 self._told_dead.add(job.name)
                 self._progress.say(f"{job.name} is left out from here on: {self._jobs.failure(job)}")
         if self._run.stop_request.exists():
@@ -201,24 +291,48 @@ class Run:
             raise ServiceAnswerError(f"the service '{service}' is not ready")
         return endpoint
 
-    def _finish(self) -> None:
+    def _put_away(self) -> None:
+        """Collect and end everything; no failure of one step keeps the next from being done."""
         outcome = self.outcome
         if outcome.state == "interrupted":
             self._progress.say("interrupted: ending this run's jobs")
         if outcome.state == "failed":
-            outcome.monitoring = self._settled()
-        prometheus = read_endpoint(self._run, "prometheus")
+            self._attempt(self._settle_failed)
         keep = self._keep and outcome.state == "completed"
         if keep:
-            self._lease.keep()
-            outcome.monitoring["prometheus_url"] = prometheus.url if prometheus else None
+            self._attempt(self._keep_services)
         else:
-            if outcome.monitoring.get("series"):
-                self._metrics.clear()
-            self._tear_down()
+            self._attempt(self._clear_metrics)
+            self._attempt(self._tear_down)
         outcome.finished_at = time.time()
-        self._ledger.append("run_finished", state=outcome.state, kept=keep)
-        write_json(self._run.summary, summarise(self._composed, outcome, self._jobs.jobs))
+        self._attempt(lambda: self._ledger.append("run_finished", state=outcome.state, kept=keep))
+        self._attempt(self._summarise)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except OrchError as error:
+            self._add_error(str(error))
+        except Exception as error:  # what is left to be ended must be ended all the same
+            log.exception("internal error")
+            self._add_defect(error)
+
+    def _settle_failed(self) -> None:
+        self.outcome.monitoring = self._settled()
+
+    def _keep_services(self) -> None:
+        prometheus = read_endpoint(self._run, "prometheus")
+        self._lease.keep()
+        self.outcome.monitoring["prometheus_url"] = prometheus.url if prometheus else None
+
+    def _clear_metrics(self) -> None:
+        if self.outcome.monitoring.get("series"):
+            self._metrics.clear()
+
+    def _summarise(self) -> None:
+        composed = self._composed
+        summary = summarise(composed.recipe, composed.plan, self.outcome, self._jobs.jobs)
+        write_json(self._run.summary, summary)
         write_report(self._run)
 
     def _settled(self) -> dict[str, Any]:
@@ -233,29 +347,40 @@ class Run:
         """End exactly this run's jobs, by id.
 
         Raises:
-            OrchError: some are left; says which and how to end them.
+            OrchError: some are left, or may be; says which and how to end them.
         """
         self._jobs.adopt_intended()
+        self._jobs.refresh()
         self._jobs.poll()
-        try:
-            self._jobs.cancel(self._jobs.jobs)
-        except CommandError as error:
-            log.warning("%s", error)
-        left = self._jobs.wait_for_end(END_TIMEOUT_S, lambda: self._progress.show_jobs(self._jobs.jobs))
+        deadline = time.monotonic() + END_TIMEOUT_S
+        left = self._jobs.jobs
+        while left and time.monotonic() < deadline:
+            try:
+                self._jobs.cancel(left)
+            except CommandError as error:
+                log.warning("%s", error)
+            left = tuple(self._jobs.wait_for_end(CANCEL_AGAIN_S, lambda: self._progress.show_jobs(self._jobs.jobs)))
+        name = self._run.root.name
+        how = f"Look with `orch.py status {name}`, end them with `orch.py stop {name}`."
         if left:
             ids = " ".join(job.job_id for job in left)
-            raise OrchError(
-                f"these jobs have not ended within {END_TIMEOUT_S:.0f} s of being cancelled: {ids}\n"
-                f"Look with `orch.py status {self._run.root.name}`, end them with `orch.py stop {self._run.root.name}`."
-            )
+            raise OrchError(f"these jobs have not ended within {END_TIMEOUT_S:.0f} s of being cancelled: {ids}\n{how}")
+        if self._jobs.open_intents:
+            tokens = " ".join(self._jobs.open_intents)
+            raise OrchError(f"whether these jobs were submitted is not known, the scheduler is silent: {tokens}\n{how}")
 
-    def _leave(self, error: TerminatedError) -> Outcome:
+    def _leave(self) -> Outcome:
         """End the orchestrator without ending its jobs."""
-        self.outcome.state, self.outcome.exit_code = "left", error.exit_code
-        self.outcome.finished_at = time.time()
-        self.outcome.error = (
-            f"{error}: its jobs are left running. They end themselves when the lease runs out, within 15 minutes; "
-            f"`orch.py stop {self._run.root.name}` ends them now."
-        )
-        self._ledger.append("orchestrator_left", signal=error.number)
-        return self.outcome
+        outcome, name = self.outcome, self._run.root.name
+        outcome.finished_at = time.time()
+        if isinstance(outcome.error, str) and outcome.exit_code > 128:
+            outcome.error += (
+                f": its jobs are left as they are. `orch.py resume {name}` goes on with them, `orch.py stop {name}` "
+                "ends them. Services that run end themselves when the lease runs out, within 15 minutes; those that "
+                "are still queued end as they start."
+            )
+            try:
+                self._ledger.append("orchestrator_left", exit_code=outcome.exit_code)
+            except StorageError as error:
+                log.warning("%s", error)
+        return outcome

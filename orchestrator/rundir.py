@@ -12,7 +12,7 @@ from orchestrator.errors import RunNotFoundError
 
 LATEST = "latest"
 _FOLDERS = (
-    "scripts", "logs", "status", "endpoints", "secrets", "config", "data", "prometheus_assets",
+    "scripts", "logs", "status", "stages", "endpoints", "secrets", "config", "data", "prometheus_assets",
     "benchmark", "hpo", "trials", "checkpoints", "tensorboard", "reports",
 )  # fmt: skip
 
@@ -105,6 +105,10 @@ class RunDir:
         return self.root / "stop.json"
 
     @property
+    def stages(self) -> Path:
+        return self.root / "stages"
+
+    @property
     def endpoints(self) -> Path:
         return self.root / "endpoints"
 
@@ -165,6 +169,12 @@ class RunDir:
 
     def heartbeat(self, token: str) -> Path:
         return self.root / "status" / f"{token}.heartbeat"
+
+    def fence(self, token: str) -> Path:
+        return self.root / "status" / f"{token}.fence"
+
+    def stage(self, name: str) -> Path:
+        return self.stages / f"{name}.json"
 
     def endpoint(self, service: str) -> Path:
         return self.endpoints / f"{service}.json"

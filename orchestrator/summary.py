@@ -3,53 +3,79 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from orchestrator.jobs import TrackedJob
-
-if TYPE_CHECKING:
-    from orchestrator.compose import Composed
-    from orchestrator.run import Outcome
+from orchestrator.plan import Plan
+from orchestrator.recipe.document import Recipe
+from orchestrator.tracked import TrackedJob
 
 
-def summarise(composed: Composed, outcome: Outcome, jobs: Iterable[TrackedJob]) -> dict[str, Any]:
+@dataclass
+class Outcome:
+    """How a run ended, filled while it goes on.
+
+    Attributes:
+        state: completed, failed, interrupted, stopped, left.
+        error: What went wrong, in words for the user.
+        stages: Figures of each stage.
+        monitoring: What Prometheus held of the run.
+        started_at: When it was first started, in seconds since the epoch.
+        finished_at: When it ended, or None before it has.
+        resumed: How many times it was resumed.
+        exit_code: What the process ends with.
+    """
+
+    state: str = "running"
+    error: str | None = None
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    monitoring: dict[str, Any] = field(default_factory=dict)
+    started_at: float = field(default_factory=time.time)
+    finished_at: float | None = None
+    resumed: int = 0
+    exit_code: int = 0
+
+
+def summarise(recipe: Recipe, plan: Plan, outcome: Outcome, jobs: Iterable[TrackedJob]) -> dict[str, Any]:
     """Return the summary of a run that has ended; see docs/run-directory.md."""
     jobs = tuple(jobs)
     finished_at = outcome.finished_at or outcome.started_at
     summary = {
         "schema_version": 1,
-        "run_id": composed.plan.run_id,
-        "name": composed.recipe.job.name,
-        "run_dir": str(composed.plan.run.root),
+        "run_id": plan.run_id,
+        "name": recipe.job.name,
+        "run_dir": str(plan.run.root),
         "state": outcome.state,
         "error": outcome.error,
         "started_at": outcome.started_at,
         "finished_at": finished_at,
         "duration_s": finished_at - outcome.started_at,
-        "scheduler": composed.plan.scheduler,
-        "served": _served(composed, jobs),
+        "resumed": outcome.resumed,
+        "scheduler": plan.scheduler,
+        "served": _served(recipe, jobs),
         "jobs": [_job(job) for job in jobs],
         "stages": outcome.stages,
         "monitoring": outcome.monitoring,
-        "notes": list(composed.plan.notes),
-        "provenance": composed.provenance,
+        "notes": list(plan.notes),
+        "provenance": recipe.provenance or {},
     }
-    finite: dict[str, Any] = _finite(summary)
-    return finite
+    result: dict[str, Any] = finite(summary)
+    return result
 
 
-def _served(composed: Composed, jobs: tuple[TrackedJob, ...]) -> dict[str, Any] | None:
+def _served(recipe: Recipe, jobs: tuple[TrackedJob, ...]) -> dict[str, Any] | None:
     job = next((job for job in jobs if job.planned.role == "server"), None)
-    recipe = composed.recipe.job
-    if job is None or recipe.engine is None:
+    engine, service = recipe.job.engine, recipe.job.service
+    if job is None or engine is None:
         return None
     record = job.record
     return {
-        "engine": recipe.engine.kind,
-        "model": recipe.service.model,
-        "precision": recipe.service.precision,
-        "device": recipe.engine.device,
+        "engine": engine.kind,
+        "model": service.model,
+        "precision": service.precision,
+        "device": engine.device,
         "node": job.node,
         "job_id": job.job_id,
         "ready_after_s": ready_after_s(job),
@@ -76,12 +102,12 @@ def _job(job: TrackedJob) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return ``value`` with every NaN and infinity as None, which JSON can say."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -330,6 +330,7 @@ class Records:
         self.host = socket.gethostname()
         self._status = config.path("status", config.token + ".json")
         self._heartbeat = config.path("status", config.token + ".heartbeat")
+        self._fence = config.path("status", config.token + ".fence")
         self.endpoint = config.path("endpoints", config.service + ".json")
         self._wanted: "dict[str, str]" = {}
         self._written: "dict[str, str]" = {}
@@ -357,8 +358,14 @@ class Records:
             for target in part.get("targets", []):
                 remove_file(self.targets_path(target["kind"]))
 
+    def is_given_up(self) -> bool:
+        """Tell whether the orchestrator has given this job up: it may have submitted another one in its place."""
+        return os.path.exists(self._fence)
+
     def is_fenced(self) -> bool:
-        """Tell whether another attempt has taken the status record over from this one."""
+        """Tell whether this attempt must not go on: the job was given up, or another attempt has taken it over."""
+        if self.is_given_up():
+            return True
         if self._status not in self._written:
             return False  # never claimed (disk full): what lies there is older
         return bool(read_json(self._status).get("attempt", self.attempt) != self.attempt)
@@ -730,7 +737,7 @@ class Supervisor:
 
     def _check_heartbeat(self) -> "End | None":
         if self._is_due("heartbeat", self.config.heartbeat_s) and not self.records.beat():
-            return End("fenced", "another attempt has taken this job over", EXIT_FENCED)
+            return End("fenced", "another attempt or another job has taken its place", EXIT_FENCED)
         return None
 
     def _check_lease(self) -> "End | None":
@@ -837,6 +844,9 @@ class Supervisor:
 def supervise(config: Config, argv: "list[str]") -> int:
     """Run a job to its end, leave no process and no stale record, and return the exit status."""
     records = Records(config)
+    if records.is_given_up():
+        log("fenced: the orchestrator has given this job up before it started")
+        return EXIT_FENCED
     records.claim()
     code = None
     try:

@@ -18,7 +18,7 @@ from orchestrator.rundir import RunDir
 from orchestrator.schedulers import make_scheduler
 from orchestrator.service import PlanContext, Service
 from orchestrator.site import Site
-from orchestrator.transport import Answer, LocalTransport
+from orchestrator.transports import Answer, LocalTransport
 from services.catalog import ENGINES
 from services.client import ClientService
 from services.prometheus import PrometheusService
@@ -45,7 +45,14 @@ class AnsweringTransport(LocalTransport):
         self.answers = answers
         self.asked: list[tuple[str, ...]] = []
 
-    def run(self, argv: Sequence[str], timeout_s: float) -> Answer:
+    def run(
+        self,
+        argv: Sequence[str],
+        timeout_s: float,
+        stdin: bytes | None = None,
+        cwd: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Answer:
         self.asked.append(tuple(argv))
         text = self.answers.get(Path(argv[0]).name)
         return Answer(tuple(argv), 127 if text is None else 0, text or "", "")
@@ -86,7 +93,8 @@ class PlannedRun:
         """The plan without its trial."""
         jobs = tuple(job for job in self.jobs.values() if job.role != "trial")
         kind = self.resolved.scheduler.kind
-        return Plan(RUN_ID, self.context.run, kind, jobs, 0, None, self.resolved.notes)
+        run, notes = self.context.run, self.resolved.notes
+        return Plan(RUN_ID, run, kind, jobs, 0, None, notes, self.context.cache, self.context.bind)
 
     @property
     def server(self) -> PlannedJob:

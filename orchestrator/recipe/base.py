@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from typing import Annotated, Any
 
@@ -44,6 +46,21 @@ Line = Annotated[str, BeforeValidator(_whole_number_as_text), AfterValidator(_re
 
 Word = Annotated[Line, Field(min_length=1, max_length=256)]
 """A non-empty line."""
+
+
+def _scalar_as_text(value: Any) -> Any:
+    """Return a number or a truth value as JSON writes it: an environment variable set to 0.3 means the text 0.3."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not a finite number; write it in quotes if the text is meant")
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else value
+
+
+EnvValue = Annotated[
+    str,
+    BeforeValidator(_scalar_as_text, json_schema_input_type=str | int | float | bool),
+    AfterValidator(_reject_control_characters),
+]
+"""Value of an environment variable: text of one line; numbers and truth values become text."""
 
 _TIME = re.compile(r"\d+-\d{1,2}(?::\d{1,2}){0,2}|\d+(?::\d{1,2}){0,2}", re.ASCII)
 

@@ -29,7 +29,7 @@ class Job(StrictModel):
     infrastructure: Infrastructure = Infrastructure()
     service: Service = Service()
     scheduler: SchedulerSpec | None = None
-    """If not given: sbatch on PATH means slurm, otherwise local; the plan says which and why."""
+    """If not given: sbatch on PATH means slurm, qsub means pbs, otherwise local; the plan says which."""
     engine: Engine | None = None
     """If not given: a Hugging Face id, a directory or package:NAME means vllm, a bare tag ollama."""
     environment: Environment = Environment()

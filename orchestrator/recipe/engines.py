@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.recipe.base import EnvName, Line, StrictModel, Word
+from orchestrator.recipe.base import EnvName, EnvValue, Line, StrictModel, Word
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
@@ -19,8 +19,8 @@ class EngineBase(StrictModel):
     """`auto`: GPU if the job gets one, else CPU."""
     port: Port | None = None
     """A fixed port; if not given a free one is taken, which cannot clash."""
-    environment: dict[EnvName, Line] = {}
-    """Environment variables of the server. Not for secrets."""
+    environment: dict[EnvName, EnvValue] = {}
+    """Environment variables of the server. Not for secrets. Write 12.10 in quotes: as a number it is 12.1."""
     engine_args: tuple[Line, ...] = ()
     """Further command-line arguments, each one word, handed to the engine as they are."""
 

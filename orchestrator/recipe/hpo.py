@@ -140,6 +140,10 @@ class Hpo(StrictModel):
     llm: LlmProposals = LlmProposals()
     max_failed_trials: Annotated[int, Field(ge=0)] | None = None
     """End the search when more trials than this failed. If not given: half of the trials."""
+    trial_timeout_s: Annotated[float, Field(ge=1, le=31_536_000)] | None = None
+    """End a trial that has run for so long, in seconds; it has then failed with the cause "time limit". Waiting in the
+    queue does not count. If not given: no limit of its own, so on local none at all, and on a cluster the wall time of
+    its job (resources.trial.time). It holds for the measurement of test accuracy as well."""
     evaluate_winner: bool = True
     """Measure test accuracy once, on the best trial, after the search."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from string import Formatter
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from orchestrator.recipe.base import EnvName, Line, StrictModel, TimeLimit, Word
+from orchestrator.recipe.base import EnvName, EnvValue, Line, StrictModel, TimeLimit, Word
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
 MemGb = Annotated[float, Field(gt=0, le=100_000)]
@@ -16,14 +18,15 @@ class Infrastructure(StrictModel):
     """The serving job's allocation, and the account and partition that the other jobs inherit."""
 
     partition: Word | None = None
-    """Partition of the serving job. Slurm's default here is `gpu`, as in the reference."""
+    """Partition of the serving job; on PBS its queue. If not given: `gpu` on Slurm, as in the reference; on PBS the
+    server's default queue."""
     account: Word | None = None
     """Billing account of all jobs. No default: the site file or the scheduler decides."""
     qos: Word | None = None
     nodes: Count | None = None
     """Nodes of the serving job; 1 if not given."""
     mem_gb: MemGb | None = None
-    """Memory per node of the serving job in GB. On Slurm 64 if not given; on local no limit if not given."""
+    """Memory per node of the serving job in GB. On Slurm and PBS 64 if not given; on local no limit if not given."""
     time: TimeLimit | None = None
     """Wall time of the serving job. If not given, the partition's own default."""
     cpus_per_task: Count | None = None
@@ -37,7 +40,7 @@ class Infrastructure(StrictModel):
     client_time: TimeLimit | None = None
     """The same as resources.client.time, under the reference's name."""
     directives: tuple[Line, ...] = ()
-    """Extra batch directives of all jobs, without the `#SBATCH ` in front."""
+    """Extra batch directives of all jobs, without the `#SBATCH ` or `#PBS ` in front."""
 
 
 class RoleResources(StrictModel):
@@ -75,8 +78,9 @@ class Environment(StrictModel):
     """Python of the compute node that runs the supervisor; 3.6 or newer, no packages needed."""
     modules: tuple[Word, ...] = ()
     """Environment modules to load, in order."""
-    variables: dict[EnvName, Line] = {}
-    """Environment variables of every job. Not for secrets: they are written into the scripts."""
+    variables: dict[EnvName, EnvValue] = {}
+    """Environment variables of every job. Not for secrets: they are written into the scripts. Write 12.10 in quotes:
+    as a number it is 12.1."""
 
 
 class Network(StrictModel):
@@ -97,10 +101,40 @@ class Polling(StrictModel):
     """Between two pushes of training metrics, in seconds."""
 
 
+_NUMBER_FORMAT = re.compile(r"(0?[1-9])?", re.ASCII)
+
+
+def _check_pattern(pattern: str, *fields: str) -> str:
+    """Return ``pattern`` if it holds only text and plain ``fields``; ``number`` may have a width of one digit."""
+    try:
+        parts = list(Formatter().parse(pattern))
+    except ValueError as error:
+        raise ValueError(f"unusable field: {error}. Literal braces are doubled") from error
+    for _, name, width, conversion in parts:
+        if name is None:
+            continue
+        if name not in fields:
+            allowed = ", ".join(f"{{{field}}}" for field in fields)
+            raise ValueError(f"unusable field '{name}'. Allowed: {allowed}")
+        if conversion or (width and (name != "number" or not _NUMBER_FORMAT.fullmatch(width))):
+            allowed = f"{{{name}}}" + (", or with a width such as {number:04}" if name == "number" else "")
+            raise ValueError(f"the field '{name}' cannot be formatted so. Allowed: {allowed}")
+    return pattern
+
+
+def _check_launch_pattern(pattern: str) -> str:
+    return _check_pattern(pattern, "timestamp", "name", "run_id", "experiment_id")
+
+
+def _check_job_pattern(pattern: str) -> str:
+    return _check_pattern(pattern, "job_id", "number", "experiment_id")
+
+
 class WorkingDirs(StrictModel):
     """Names of the directories that a run makes."""
 
-    launch_iteration_pattern: Word = "{timestamp}_{name}_{run_id}"
+    launch_iteration_pattern: Annotated[Word, AfterValidator(_check_launch_pattern)] = "{timestamp}_{name}_{run_id}"
     """Run directory inside the output folder. Fields: timestamp, name, run_id, experiment_id (= name_runid)."""
-    job_pattern: Word = "job_{job_id}"
-    """Directory of one trial inside trials/. Fields: job_id (<experiment id>_iter_<number>), number, experiment_id."""
+    job_pattern: Annotated[Word, AfterValidator(_check_job_pattern)] = "job_{job_id}"
+    """Directory of one trial inside trials/. Fields: job_id (<experiment id>_iter_<number>), number (also with a width:
+    {number:04}), experiment_id."""

@@ -26,7 +26,34 @@ class SlurmSchedulerSpec(StrictModel):
     """How long one sbatch, squeue or scancel may take, in seconds."""
 
 
-SchedulerSpec = Annotated[LocalSchedulerSpec | SlurmSchedulerSpec, Field(discriminator="kind")]
+class PbsSchedulerSpec(StrictModel):
+    """OpenPBS or PBS Professional, reached through qsub, qstat and qdel on PATH. The queue is `partition`."""
+
+    kind: Literal["pbs"] = "pbs"
+    command_timeout_s: Annotated[float, Field(ge=1, le=600)] = 30.0
+    """How long one qsub, qstat or qdel may take, in seconds."""
+    place: Annotated[str, Field(pattern=r"^[a-z]+(=[A-Za-z0-9_]+)?(:[a-z]+(=[A-Za-z0-9_]+)?)*$")] | None = None
+    """`-l place=`, for instance `scatter:excl`. If not given: `scatter` for jobs of several nodes, else the site's."""
+    filesystems: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)*$")] | None = None
+    """`-l filesystems=`, for instance `home:flare`, which some sites demand."""
+    chunk: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+=[A-Za-z0-9_.-]+(:[A-Za-z0-9_]+=[A-Za-z0-9_.-]+)*$")] | None = (
+        None
+    )
+    """Further resources of each node in the select statement, for instance `system=polaris` or `gpu_model=a100`."""
+    gpu_resource: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] = "ngpus"
+    """Name of the resource that counts GPUs."""
+    mail_events: Annotated[str, Field(pattern=r"^(n|[abe]{1,3})$")] = "n"
+    """`-m`: `n` for no mail (PBS itself would mail about every job that is cancelled), or any of `a`, `b`, `e`."""
+    mail_users: Word | None = None
+    """`-M`: who gets mail, with commas; the job's owner if not given."""
+    rerunnable: bool = True
+    """`-r`: whether PBS may run a job again, after a node has failed for instance."""
+    history: bool = False
+    """Ask for finished jobs too (`qstat -x`), to be told of a job killed for its memory or wall time even where it
+    left no word. Only where the server keeps job history and is small: this lists all users' finished jobs."""
+
+
+SchedulerSpec = Annotated[LocalSchedulerSpec | SlurmSchedulerSpec | PbsSchedulerSpec, Field(discriminator="kind")]
 
 
 class Service(StrictModel):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 
-from orchestrator.errors import UserError
-from orchestrator.recipe.sections import LocalSchedulerSpec, SlurmSchedulerSpec
+from orchestrator.recipe.sections import LocalSchedulerSpec, PbsSchedulerSpec, SlurmSchedulerSpec
 from orchestrator.schedulers.base import JobState, PartitionFacts, Scheduler, Seen, Submission
 from orchestrator.schedulers.local import LocalScheduler
+from orchestrator.schedulers.pbs import PbsScheduler
 from orchestrator.schedulers.slurm import SlurmScheduler
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "make_scheduler",
 ]
 
-Spec = LocalSchedulerSpec | SlurmSchedulerSpec
+Spec = LocalSchedulerSpec | SlurmSchedulerSpec | PbsSchedulerSpec
 
 
 def make_scheduler(spec: Spec) -> Scheduler:
@@ -30,21 +30,19 @@ def make_scheduler(spec: Spec) -> Scheduler:
             return LocalScheduler()
         case SlurmSchedulerSpec():
             return SlurmScheduler(spec)
+        case PbsSchedulerSpec():
+            return PbsScheduler(spec)
 
 
 def find_scheduler() -> tuple[Spec, str]:
     """Return the scheduler of this machine and the reason for it.
 
-    Raises:
-        UserError: there is one that this version cannot use; running locally instead would surprise.
+    sbatch goes before qsub: Slurm's own wrappers (slurm-wlm-torque) put a qsub beside it.
     """
     sbatch = shutil.which("sbatch")
     if sbatch:
         return SlurmSchedulerSpec(), f"{sbatch} is on PATH"
     qsub = shutil.which("qsub")
     if qsub:
-        raise UserError(
-            f"{qsub} is on PATH, but this version has no PBS backend.\n"
-            "Name a scheduler in the recipe: job.scheduler.kind = local or slurm."
-        )
+        return PbsSchedulerSpec(), f"{qsub} is on PATH, and sbatch is not"
     return LocalSchedulerSpec(), "neither sbatch nor qsub is on PATH"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.recipe.infrastructure import RoleResources
-from orchestrator.transport import Answer
+from orchestrator.transports import Answer
 
 
 class JobState(StrEnum):
@@ -54,6 +54,7 @@ class Seen:
         node: Node or node list, or None before it has one.
         reason: The scheduler's words on why it waits or ended, or None.
         has_leftovers: Whether processes of an ended job still live and have to be cancelled.
+        never_starts: Whether it waits for something that comes only if somebody changes the job or the limits.
     """
 
     job_id: str
@@ -62,6 +63,7 @@ class Seen:
     node: str | None = None
     reason: str | None = None
     has_leftovers: bool = False
+    never_starts: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,10 @@ class Scheduler(Protocol):
 
     def cancel_argv(self, job_ids: Sequence[str]) -> list[str]:
         """Return the command that cancels the given jobs."""
+        ...
+
+    def has_cancelled(self, answer: Answer) -> bool:
+        """Return whether the scheduler took a request to cancel; jobs that had ended before are no failure."""
         ...
 
     def partitions_argv(self) -> list[str]:

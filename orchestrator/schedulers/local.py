@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.errors import SubmitError, UnsupportedFieldError
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.schedulers.base import JobState, PartitionFacts, Seen, Submission
-from orchestrator.transport import Answer
+from orchestrator.transports import Answer
 
 # Source: local_jobs.py, command "status".
 STATES: Mapping[str, JobState] = {
@@ -70,6 +70,9 @@ class LocalScheduler:
 
     def cancel_argv(self, job_ids: Sequence[str]) -> list[str]:
         return [*self._program, "cancel", *job_ids]
+
+    def has_cancelled(self, answer: Answer) -> bool:
+        return answer.returncode == 0
 
     def partitions_argv(self) -> list[str]:
         return ["nvidia-smi", "--list-gpus"]

@@ -154,9 +154,14 @@ class Registry:
         self._processes: dict[int, Process] | None = None
 
     def jobs(self) -> "list[Job]":
-        """Return all jobs, oldest first; a file that is no job is complained about and left alone."""
+        """Return all jobs, oldest first; a file that is no job is complained about and left alone.
+
+        Raises:
+            OSError: the folder cannot be read: whether there are jobs is not known.
+        """
         found = []
-        for path in self.folder.glob("*.json"):
+        # Not glob(), which takes a folder that may not be read for an empty one.
+        for path in [path for path in self.folder.iterdir() if path.suffix == ".json"]:
             try:
                 found.append(Job(path, json.loads(path.read_text(encoding="utf-8"))))
             except FileNotFoundError:
@@ -389,11 +394,20 @@ def cancel(registry: Registry, options: argparse.Namespace) -> int:
     return 0
 
 
+def default_state_dir() -> Path:
+    """Return the folder of this user's jobs.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    state_home = os.environ.get("XDG_STATE_HOME")
+    return (Path(state_home) if state_home else Path.home() / ".local" / "state") / "orch" / "jobs"
+
+
 def main(argv: "list[str]") -> int:
     """Run the command line and return the exit status."""
-    state_home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--state-dir", type=Path, default=Path(state_home) / "orch" / "jobs")
+    common.add_argument("--state-dir", type=Path, help="folder of the jobs ($XDG_STATE_HOME/orch/jobs)")
     parser = argparse.ArgumentParser(prog="local_jobs.py", description="The batch system of one machine.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
@@ -420,7 +434,20 @@ def main(argv: "list[str]") -> int:
     if options.command is None:
         parser.error("a COMMAND is needed")
     os.umask(0o077)
-    return int(options.run(Registry(options.state_dir.absolute()), options))
+    try:
+        folder = (options.state_dir or default_state_dir()).absolute()
+    except (OSError, RuntimeError) as error:
+        print(f"local_jobs: no place for the registry of jobs: {error}. Set XDG_STATE_HOME.", file=sys.stderr)
+        return 1
+    try:
+        return int(options.run(Registry(folder), options))
+    except OSError as error:
+        print(
+            f"local_jobs: the registry of jobs in {folder} cannot be used: {error}. "
+            "Set XDG_STATE_HOME to a folder that you may write.",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from orchestrator.errors import SubmitError
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.recipe.sections import SlurmSchedulerSpec
 from orchestrator.schedulers.base import JobState, PartitionFacts, Seen, Submission
-from orchestrator.transport import Answer
+from orchestrator.transports import Answer
 
 # Source: squeue(1), "JOB STATE CODES".
 STATES: Mapping[str, JobState] = {
@@ -40,6 +40,11 @@ STATES: Mapping[str, JobState] = {
 }
 
 _AMBIGUOUS = re.compile(r"timed out|unable to contact|communication|connection|temporarily|try again", re.IGNORECASE)
+# Reasons that the job cannot meet as it stands. Source: squeue(1), "JOB REASON CODES", and "resource_limits".
+_NEVER_STARTS = re.compile(
+    r"Partition(TimeLimit|NodeLimit|Config)|BadConstraints|(Account|QOS)NotAllowed|Invalid(Account|QOS)"
+    r"|DependencyNeverSatisfied|(QOS|Assoc)Max\w+Per(Job|Node)(Limit)?|QOSMin\w+"
+)
 _GPU_COUNT = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 _ROLE_DEFAULTS: Mapping[str, RoleResources] = {
     # The reference's server block: partition gpu, one node, 64 GB.
@@ -95,17 +100,22 @@ class SlurmScheduler:
                 return None
             # The name is last: it is the one field that may hold the separator.
             job_id, state, node, reason, name = parts
+            known = STATES.get(state.partition(" ")[0], JobState.UNKNOWN)
             seen[job_id] = Seen(
                 job_id,
                 name,
-                STATES.get(state.partition(" ")[0], JobState.UNKNOWN),
+                known,
                 node or None,
                 None if reason in {"", "None"} else reason,
+                never_starts=known == JobState.PENDING and bool(_NEVER_STARTS.fullmatch(reason)),
             )
         return seen
 
     def cancel_argv(self, job_ids: Sequence[str]) -> list[str]:
         return ["scancel", *job_ids]
+
+    def has_cancelled(self, answer: Answer) -> bool:
+        return answer.returncode == 0
 
     def partitions_argv(self) -> list[str]:
         return ["sinfo", "--noheader", "--format=%P|%G"]

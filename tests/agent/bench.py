@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.stage import HpoStage
 from orchestrator import supervisor
-from orchestrator.jobs import JobTracker, TrackedJob
+from orchestrator.jobs import JobTracker
 from orchestrator.ledger import Ledger
 from orchestrator.metrics import Sample
 from orchestrator.plan import PlannedJob, plan_job
@@ -25,7 +25,8 @@ from orchestrator.schedulers import JobState
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.service import JobDraft, PlanContext
 from orchestrator.stage import StageContext
-from orchestrator.transport import LocalTransport
+from orchestrator.tracked import TrackedJob
+from orchestrator.transports import LocalTransport
 
 RUN_ID = "7f3a2b1c"
 EXPERIMENT = f"tune_{RUN_ID}"
@@ -50,8 +51,10 @@ if flags.get("evaluate_test"):
     results = json.loads((root / "results.json").read_text())
     if how.get("evaluation") == "fails":
         sys.exit("the test pictures are gone")
+    if how.get("evaluation") == "hangs":
+        time.sleep(600)
     assert flags["resume"] is True and (root / "checkpoints" / "best.pt").exists()
-    results["test_accuracy"] = 0.875
+    results["test_accuracy"] = how.get("test_accuracy", 0.875)
     (root / "results.json").write_text(json.dumps(results))
     sys.exit(0)
 if how.get("trial") == "fails":
@@ -72,7 +75,8 @@ results = {"job_id": flags["job_id"], "status": "completed", "val_accuracy": val
            "val_auc": value, "epochs_run": 2, "training_time_s": 0.1, "test_accuracy": None}
 if how.get("trial") == "is not finite":
     results["best_val_accuracy"] = float("nan")
-(root / "results.json").write_text(json.dumps(results))
+results.update(how.get("results", {}))
+(root / "results.json").write_text(how.get("text") or json.dumps(results))
 """
 
 

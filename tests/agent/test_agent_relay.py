@@ -4,6 +4,8 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
 from agent.relay import LineTail, TrialRelay, epoch_samples, search_samples
 from tests.agent.bench import RecordingMetrics
 
@@ -33,6 +35,17 @@ def test_line_tail_broken_and_foreign_lines_are_left_out(tmp_path: Path) -> None
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'nonsense\n[1]\n\xff\n{"epoch": 2}\n')
     assert list(LineTail(path).read_new()) == [{"epoch": 2}]
+
+
+@pytest.mark.parametrize("rubbish", ["[" * 100_000, '{"a":' * 100_000, '{"epoch": 1' + "0" * 5000 + "}"])
+def test_line_tail_line_that_is_too_deep_or_too_long_is_left_out(rubbish: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(rubbish + '\n{"epoch": 2}\n')
+    assert list(LineTail(path).read_new()) == [{"epoch": 2}]
+
+
+def test_epoch_samples_of_a_number_beyond_floats_leave_it_out() -> None:
+    assert [sample.name for sample in epoch_samples({"epoch": 2, "train_loss": 10**400})] == ["training_epoch"]
 
 
 def test_epoch_samples_name_every_figure_and_leave_out_what_is_not_finite() -> None:

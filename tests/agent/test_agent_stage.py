@@ -146,6 +146,20 @@ def test_llm_search_unusable_answers_are_repaired_or_replaced_and_tagged(new_ben
     assert "learning_rate is 7" in llm.bodies[2]["messages"][-1]["content"]
 
 
+def test_llm_search_half_a_character_in_an_answer_is_kept_as_an_escape(new_bench: NewBench, new_llm: NewLlm) -> None:
+    replies = [Reply("no JSON, but \ud83d"), Reply(answer(rationale="a \ud83d rationale", learning_rate=0.02))]
+    bench, llm = new_bench({"trials": 1, "evaluate_winner": False}), new_llm(replies)
+    bench.serve(llm.url)
+
+    figures = bench.search()
+
+    assert figures["trials"][0]["rationale"].startswith("a ")
+    lines = [json.loads(line) for line in (bench.run.hpo / "proposals.jsonl").read_text().splitlines()]
+    assert [line["verdict"].split(":")[0] for line in lines] == ["rejected", "accepted"]
+    assert "\\ud83d" in (bench.run.hpo / "proposals.jsonl").read_text()
+    assert bench.trials()[0]["state"] == "COMPLETE"
+
+
 def test_llm_search_without_a_server_falls_back_and_says_why(
     new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +266,81 @@ def test_search_failing_trials_are_told_with_their_cause(new_bench: NewBench, mo
     assert float(rows[3]["objective"]) == figures["trials"][3]["objective"]
 
 
+@pytest.mark.parametrize("objective", ["val_accuracy", "best_val_accuracy", "val_auc"])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(1.5, "1.5"), (-0.1, "-0.1"), (93, "93"), (10**400, "1000"), ("0.9", "'0.9'"), (True, "True"), ([0.9], "a list")],
+    ids=["above", "below", "percent", "huge", "text", "truth", "list"],
+)
+def test_search_figure_that_is_no_share_is_a_failed_trial(
+    value: Any, shown: str, objective: str, new_bench: NewBench
+) -> None:
+    hpo = {"trials": 2, "sampler": "random", "objective": objective, "evaluate_winner": False}
+    bench = new_bench(hpo, {"0": {"results": {objective: value}}})
+
+    figures = bench.search()
+
+    liar, other = figures["trials"]
+    assert liar["state"] == "FAIL"
+    assert liar["objective"] is None
+    assert objective not in liar
+    assert f"{objective} in results.json is {shown}" in liar["cause"]
+    assert "not a number from 0 to 1" in liar["cause"]
+    assert figures["best"]["job_id"] == other["job_id"]
+
+
+@pytest.mark.parametrize(("objective", "other"), [("val_auc", "best_val_accuracy"), ("best_val_accuracy", "val_auc")])
+def test_search_trial_that_lies_about_another_accuracy_is_not_believed(
+    objective: str, other: str, new_bench: NewBench
+) -> None:
+    hpo = {"trials": 2, "sampler": "random", "objective": objective, "evaluate_winner": False}
+    bench = new_bench(hpo, {"0": {"results": {other: 7}}, "1": {"results": {other: None}}})
+    assert [trial["state"] for trial in bench.search()["trials"]] == ["FAIL", "COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 900 + "1" + "}" * 900, '{"best_val_accuracy": 1' + "0" * 5000 + "}", "[]", "null", " "],
+    ids=["endless", "deep", "long number", "list", "null", "blank"],
+)
+def test_search_results_that_no_one_can_read_are_a_failed_trial(text: str, new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 2, "sampler": "random", "evaluate_winner": False}, {"0": {"text": text}})
+
+    figures = bench.search()
+
+    assert [trial["state"] for trial in figures["trials"]] == ["FAIL", "COMPLETE"]
+    assert figures["trials"][0]["cause"]
+
+
+@pytest.mark.parametrize("field", ["job_id", "status", "cause", "best_val_accuracy"])
+def test_search_nested_rubbish_in_results_is_a_failed_trial(field: str, new_bench: NewBench) -> None:
+    rubbish: Any = "x"
+    for _ in range(900):
+        rubbish = [rubbish]
+    results = {"status": "failed", field: rubbish}
+    bench = new_bench({"trials": 2, "sampler": "random", "evaluate_winner": False}, {"0": {"results": results}})
+    assert [trial["state"] for trial in bench.search()["trials"]] == ["FAIL", "COMPLETE"]
+
+
+def test_search_huge_numbers_beside_the_objective_do_no_harm(new_bench: NewBench) -> None:
+    results = {"training_time_s": 10**400, "images_per_s": 10**300, "epochs_run": 10**300}
+    bench = new_bench({"trials": 1, "sampler": "random", "evaluate_winner": False}, {"results": results})
+    assert bench.search()["trials"][0]["state"] == "COMPLETE"
+
+
+@pytest.mark.parametrize("value", [1.5, "0.9", 10**400], ids=["above", "text", "huge"])
+def test_search_test_accuracy_that_is_no_share_is_not_believed(
+    value: Any, new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "RESULTS_GRACE_S", 0.3)
+    bench = new_bench({"trials": 1, "sampler": "random"}, {"test_accuracy": value})
+
+    figures = bench.search()
+
+    assert figures["test_accuracy"] is None
+    assert "holds no test accuracy from 0 to 1" in figures["warnings"][0]
+
+
 def test_search_too_many_failures_ends_it_with_the_last_cause(new_bench: NewBench) -> None:
     bench = new_bench({"trials": 9, "sampler": "random", "max_failed_trials": 1}, {"trial": "fails"})
 
@@ -352,9 +441,54 @@ def test_search_cut_off_goes_on_with_what_is_missing(new_bench: NewBench) -> Non
 
     assert (figures["finished"], figures["failed"]) == (3, 0)
     rows = figures["trials"]
-    assert [row["interrupted"] for row in rows] == [False, True, False, False]
-    assert [row["state"] for row in rows] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert len({row["params"]["learning_rate"] for row in rows}) == 4
+    # Trial 1 has no job in this tracker, as if it had been proposed and not submitted.
+    assert [row["interrupted"] for row in rows] == [False, False, False]
+    assert [row["state"] for row in rows] == ["COMPLETE", "COMPLETE", "COMPLETE"]
+    assert len({row["params"]["learning_rate"] for row in rows}) == 3
+
+
+def test_search_trial_that_was_cut_off_while_it_was_asked_for_is_replaced(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = new_bench({"trials": 2, "sampler": "random", "evaluate_winner": False})
+
+    def die(*_: Any, **__: Any) -> None:
+        raise TerminatedError(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchStudy, "note", die)
+        with pytest.raises(TerminatedError):
+            bench.search()
+    lock = bench.run.hpo / "study.journal.lock"
+    lock.symlink_to("study.journal")
+    bench.close()
+
+    bench.restart()
+    figures = bench.search()
+
+    rows = figures["trials"]
+    assert [row["state"] for row in rows] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert [row["interrupted"] for row in rows] == [True, False, False]
+    assert not lock.is_symlink()
+
+
+def test_search_trial_that_was_cancelled_with_its_run_is_replaced(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 1, "sampler": "random", "evaluate_winner": False}, {"sleep_s": 30})
+
+    def terminate() -> None:
+        raise TerminatedError(15)
+
+    bench.on_wait = terminate
+    with pytest.raises(TerminatedError):
+        bench.search()
+    bench.jobs.cancel(bench.jobs.jobs)
+    assert bench.jobs.wait_for_end(20.0) == []
+    bench.on_wait = lambda: None
+    bench.how({})
+    figures = bench.search()
+
+    assert [row["state"] for row in figures["trials"]] == ["FAIL", "COMPLETE"]
+    assert [row["interrupted"] for row in figures["trials"]] == [True, False]
 
 
 def test_search_tracked_running_trial_is_adopted(new_bench: NewBench) -> None:

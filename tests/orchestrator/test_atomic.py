@@ -172,3 +172,23 @@ def test_point_link_over_a_folder_fails_and_leaves_nothing_behind(tmp_path: Path
     with pytest.raises(StorageError):
         point_link(tmp_path / "latest", "one")
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+@pytest.mark.parametrize("text", ["half \ud83d of a pair", "\udcff"])
+def test_half_a_character_is_written_as_an_escape_and_loses_nothing_else(text: str, tmp_path: Path) -> None:
+    # An LLM's JSON may hold such an escape; Python reads it, and UTF-8 cannot write it.
+    write_text(tmp_path / "text", f"before {text} after")
+    append_line(tmp_path / "lines", f"before {text} after")
+    write_json(tmp_path / "json", {"answer": text})
+    for name in ("text", "lines"):
+        written = (tmp_path / name).read_bytes().decode("utf-8")
+        assert written.startswith("before ")
+        assert written.rstrip("\n").endswith(" after")
+        assert "\\ud" in written
+    assert read_json(tmp_path / "json") == {"answer": text}
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, '{"a": ' + "9" * 5000 + "}"])
+def test_read_json_of_what_is_too_deep_or_too_long_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text(content)
+    assert read_json(tmp_path / "f") is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import jsonschema
 import pytest
 
 import orch
+from orchestrator.compose import Composed
+from orchestrator.errors import StorageError
 from orchestrator.recipe.schema import recipe_schema, recipe_schema_text
 from tests.builders import ProgramFolder
 
@@ -158,17 +162,25 @@ def test_status_list_report_stop_and_logs_of_a_planned_run(planned: tuple[Comman
     text = cli.run("status", name, "--output-dir", cli.output).stdout
     assert text == f"{plan['run_dir']}\nplanned on slurm, not started\n"
     listed = json.loads(cli.run("list", "--json", "--output-dir", cli.output).stdout)
-    assert name in {Path(run["run_dir"]).name for run in listed}
+    assert name in {Path(run["run_dir"]).name for run in listed["runs"]}
     table = cli.run("list", "--output-dir", cli.output)
     assert all(len(line) <= 80 for line in table.stdout.splitlines())
     report = cli.run("report", name, "--output-dir", cli.output)
     assert report.returncode == 2
-    assert "has not ended yet" in report.stderr
+    assert f"has no summary yet, as it is planned.\nStart it with `orch.py resume {name}`" in report.stderr
     stopped = cli.run("stop", name, "--output-dir", cli.output)
     assert (stopped.returncode, stopped.stdout) == (0, "No job of this run was alive.\n")
     logs = cli.run("logs", "ollama", "--run", name, "--output-dir", cli.output)
     assert logs.returncode == 2
     assert "the run has no job 'ollama'" in logs.stderr
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """Give the umask back that a run in this process has changed."""
+    umask = os.umask(0o022)
+    yield
+    os.umask(umask)
 
 
 def main(*arguments: str | Path) -> int:
@@ -210,19 +222,73 @@ def test_wrong_input_ends_with_2_in_words(
     assert expected in capsys.readouterr().err
 
 
-def test_output_folder_that_is_a_file_ends_in_words_and_leaves_the_file_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("below", ["", "a/b"])
+@pytest.mark.parametrize("command", [[REFERENCE, "--set", "job.scheduler.kind=slurm", "--dry-run"], ["list"], ["stop"]])
+def test_output_folder_that_is_a_file_ends_with_2_and_leaves_the_file_alone(
+    command: list[str | Path], below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "file"
     path.write_text("mine")
     before = path.stat().st_mode
-    umask = os.umask(0o022)
-    try:
-        assert main(REFERENCE, "--set", "job.scheduler.kind=slurm", "--dry-run", "--output-dir", path) == 1
-    finally:
-        os.umask(umask)
-    assert "cannot write" in capsys.readouterr().err
+    assert main(*command, "--output-dir", path / below) == 2
+    error = capsys.readouterr().err
+    assert f"{path} is a file, not a folder" in error
+    assert "Free some space" not in error
     assert (path.read_text(), path.stat().st_mode) == ("mine", before)
+
+
+def test_output_folder_that_cannot_be_written_ends_with_2_and_says_what_to_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Not even root makes a folder there.
+    assert main(REFERENCE, "--set", "job.scheduler.kind=slurm", "--dry-run", "--output-dir", "/proc/orch") == 2
+    error = capsys.readouterr().err
+    assert "--output-dir = /proc/orch: cannot write /proc/orch: " in error
+    assert "Name a folder in which you may write" in error
+    assert "Free some space" not in error
+
+
+def test_output_folder_without_space_is_no_wrong_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(composed: Composed) -> None:
+        raise StorageError(tmp_path / "recipe.json", OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(Composed, "write", fail)
+    assert main(REFERENCE, "--set", "job.scheduler.kind=slurm", "--dry-run", "--output-dir", tmp_path) == 1
+    assert "Free some space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["schema"], ["--help"], ["list", "--json"], ["validate", str(REFERENCE)]])
+def test_reader_that_leaves_early_gets_no_traceback(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    argv = [sys.executable, str(PROJECT / "orch.py"), *arguments]
+    done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_ctrl_c_while_packages_are_imported_ends_with_130_and_no_traceback(cli: CommandLine) -> None:
+    package = cli.folder / "packages" / "pydantic"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    argv = [sys.executable, str(PROJECT / "orch.py"), "schema"]
+    env = {**os.environ, "PYTHONPATH": str(package.parent)}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_logs_have_no_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main("logs", "--json", "--output-dir", tmp_path)
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --json" in capsys.readouterr().err
+
+
+def test_list_json_without_runs_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("list", "--json", "--output-dir", tmp_path) == 0
+    assert json.loads(capsys.readouterr().out) == {"runs": []}
 
 
 def test_unknown_option_ends_with_2_and_shows_usage(capsys: pytest.CaptureFixture[str]) -> None:

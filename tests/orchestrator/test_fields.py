@@ -121,6 +121,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "job.hpo.sampler": ("agent", "hpo.sampler"),
     "job.hpo.objective": ("agent", "hpo.objective"),
     "job.hpo.max_failed_trials": ("agent", "max_failed_trials"),
+    "job.hpo.trial_timeout_s": ("agent", "hpo.trial_timeout_s"),
     "job.hpo.evaluate_winner": ("agent", "evaluate_winner"),
     "job.hpo.llm.temperature": ("agent", "temperature"),
     "job.hpo.llm.max_tokens": ("agent", "max_tokens"),

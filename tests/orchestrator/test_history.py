@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,9 @@ from orchestrator import history
 from orchestrator.atomic import write_json
 from orchestrator.errors import CommandError, OrchError, RunNotFoundError
 from orchestrator.history import is_orchestrated, run_state, stop_run, tracker_of
+from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
+from orchestrator.plan import PlannedJob, plan_job
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
 from tests.builders import PlannedRun, ProgramFolder, plan_run, recipe_document
@@ -92,25 +91,22 @@ def test_run_state_follows_the_ledger(events: list[Any], state: str, kept: bool,
 
 def test_run_state_is_running_while_its_orchestrator_lives(past: PastRun) -> None:
     past.ledger.append("run_started")
-    write_json(past.run.lease, {"owner": f"{socket.gethostname()}:{os.getpid()}", "renewed_at": 0, "keep": False})
+    lease = Lease(past.run.lease)
+    lease.take()
     assert run_state(past.run).state == "running"
+    assert is_orchestrated(past.run)
+    lease.give_back()
+    assert run_state(past.run).state == "left"
+    assert not is_orchestrated(past.run)
 
 
-@pytest.mark.parametrize(
-    ("lease", "expected"),
-    [
-        (None, False),
-        ({"owner": "elsewhere:1", "renewed_at": 0.0, "keep": False}, False),
-        ({"owner": "elsewhere:1", "renewed_at": time.time() + 1000, "keep": False}, True),
-        ({"owner": "elsewhere:1", "renewed_at": time.time() + 1000, "keep": True}, False),
-        ({"owner": f"{socket.gethostname()}:4194305", "renewed_at": time.time() + 1000, "keep": False}, False),
-        ([], False),
-    ],
-)
-def test_run_is_orchestrated_by_a_living_process_or_a_fresh_lease(lease: Any, expected: bool, past: PastRun) -> None:
-    if lease is not None:
-        write_json(past.run.lease, lease)
-    assert is_orchestrated(past.run) is expected
+def test_run_state_of_a_resumed_run_counts_how_often(past: PastRun) -> None:
+    past.ledger.append("run_started")
+    past.ledger.append("run_finished", state="failed", kept=False)
+    past.ledger.append("run_resumed")
+    past.ledger.append("run_resumed")
+    state = run_state(past.run)
+    assert (state.state, state.resumed, state.finished_at) == ("left", 2, None)
 
 
 def test_run_with_a_damaged_plan_is_not_found(past: PastRun) -> None:
@@ -135,11 +131,47 @@ def test_tracker_of_a_run_finds_the_job_whose_answer_was_never_recorded(past: Pa
     past.intended("client")
     past.ledger.append("job_refused", job="client", token=past.planned.jobs["client"].token)
     past.queue.write_text(f"77|RUNNING|n1|None|{token}\n")
+    before = past.run.events.read_text()
     tracker = tracker_of(past.run)
     assert len(tracker.jobs) == 0
     tracker.adopt_intended()
     assert tracker["vllm"].job_id == "77"
     assert "client" not in tracker
+    # It only looks: the run's orchestrator may live and write.
+    assert past.run.events.read_text() == before
+
+
+def test_tracker_of_a_run_has_the_last_of_several_submissions(past: PastRun) -> None:
+    past.submitted("vllm", "41")
+    past.ledger.append("cancel", job_ids=["41"])
+    again = plan_again(past, "vllm", 2)
+    past.ledger.append("job_intent", token=again.token, planned=again.as_json("slurm"))
+    past.ledger.append("job_submitted", job="vllm", token=again.token, job_id="41")
+    tracker = tracker_of(past.run)
+    assert (tracker["vllm"].planned.token, tracker["vllm"].cancelled) == (again.token, False)
+    assert tracker.next_generation("vllm") == 3
+    assert tracker.next_generation("client") == 1
+
+
+def plan_again(past: PastRun, name: str, generation: int) -> PlannedJob:
+    """Plan a service for another submission."""
+    planned = past.planned
+    draft = next(service for service in planned.services if service.name == name).draft(planned.context)
+    job = plan_job(draft, planned.context, planned.resolved.scheduler, "0a1b2c3d", generation)
+    job.write()
+    return job
+
+
+def test_stop_of_a_run_whose_orchestrator_died_writes_its_summary_and_report(past: PastRun) -> None:
+    past.ledger.append("run_started")
+    past.submitted("vllm", "41")
+    past.ended("vllm", reason="exited", exit_code=0)
+    write_json(past.run.stage("benchmark"), {"state": "completed", "successful": 3})
+    stop_run(past.run)
+    summary = json.loads(past.run.summary.read_text())
+    assert (summary["state"], summary["stages"]["benchmark"]["successful"]) == ("stopped", 3)
+    assert [job["job_id"] for job in summary["jobs"]] == ["41"]
+    assert "its orchestrator ended before the run did" in past.run.report.read_text()
 
 
 def test_tracker_of_a_run_without_its_scripts_says_so(past: PastRun) -> None:

@@ -15,13 +15,14 @@ from orchestrator import jobs as jobs_module
 from orchestrator.atomic import write_json
 from orchestrator.errors import CommandError, JobFailedError, SubmitError
 from orchestrator.interrupts import Interrupts, TerminatedError
-from orchestrator.jobs import JobTracker, TrackedJob
+from orchestrator.jobs import JobTracker
 from orchestrator.ledger import Ledger
 from orchestrator.plan import PlannedJob
 from orchestrator.recipe.infrastructure import Polling
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
-from orchestrator.transport import LocalTransport
+from orchestrator.tracked import TrackedJob
+from orchestrator.transports import LocalTransport
 from tests.builders import ProgramFolder, planned_service, slurm_scheduler
 
 QUEUE = 'cat "$(dirname "$0")/queue" 2>/dev/null || true'

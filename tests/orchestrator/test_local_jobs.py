@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.schedulers.local import LocalScheduler
+from orchestrator.transports import Answer
 from tests.orchestrator.conftest import NODE_PYTHON, SUPERVISOR, SupervisedJob, is_running, wait_for
 
 PROGRAM = SUPERVISOR.parent / "schedulers" / "local_jobs.py"
@@ -321,6 +325,73 @@ def test_registry_is_in_the_users_state_folder(tmp_path: Path) -> None:
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "xdg")}
     subprocess.run([*COMMAND, "status"], env=env, check=True, capture_output=True)
     assert (tmp_path / "xdg" / "orch" / "jobs").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("command", ["submit", "status", "find", "cancel"])
+@pytest.mark.parametrize("variable", ["HOME", "XDG_STATE_HOME"])
+def test_registry_that_cannot_be_made_is_told_in_one_line_and_nothing_starts(
+    variable: str, command: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    script = tmp_path / "job.sh"
+    script.write_text(f"touch '{tmp_path}/started'")
+    env = {name: value for name, value in os.environ.items() if name != "XDG_STATE_HOME"}
+    arguments = {
+        "submit": ["--name", "n", "--stdout", str(tmp_path / "out"), str(script)],
+        "find": ["--name", "n"],
+        "cancel": ["1.2"],
+    }.get(command, [])
+    done = subprocess.run(
+        [*COMMAND, command, *arguments],
+        env={**env, variable: str(tmp_path / "file")},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"local_jobs: the registry of jobs in {tmp_path}/file/")
+    assert "Not a directory" in done.stderr
+    assert "XDG_STATE_HOME" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    time.sleep(0.2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "job.sh"]
+
+
+@pytest.fixture
+def unreadable() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Return a folder that may be entered and not listed, and the options of a process of its owner."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "state").mkdir()
+    shutil.copyfile(PROGRAM, folder / "local_jobs.py")
+    who: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
+    if who:
+        os.chown(folder / "state", 65534, 65534)
+    (folder / "state").chmod(0o300)
+    folder.chmod(0o755)
+    (folder / "local_jobs.py").chmod(0o644)
+    yield folder, who
+    (folder / "state").chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def test_registry_that_cannot_be_read_is_not_taken_for_an_empty_one(unreadable: tuple[Path, dict[str, Any]]) -> None:
+    folder, who = unreadable
+    argv = [os.path.realpath(sys.executable), "-S", "-s", str(folder / "local_jobs.py"), "status", "--state-dir"]
+    done = subprocess.run([*argv, str(folder / "state")], capture_output=True, text=True, cwd=folder, **who)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Permission denied" in done.stderr
+    answer = Answer(("local_jobs.py",), done.returncode, done.stdout, done.stderr)
+    assert LocalScheduler().parse_status(answer) is None
+
+
+def test_batch_log_is_named_by_the_id_and_a_run_directory_may_hold_percent_j(machine: Machine) -> None:
+    folder = machine.folder / "50%j run"
+    folder.mkdir()
+    job_id = machine.submit("echo said", "--stdout", str(folder / "vllm_%j.batch"))
+    machine.wait_for_state(job_id, "ENDED")
+    assert (folder / f"vllm_{job_id}.batch").read_text() == "said\n"
+    assert machine.lines("find", "--name", "orch-1-vllm")[0]["id"] == job_id
+    assert {path.name for path in machine.folder.iterdir() if path.is_dir()} == {"50%j run", "state"}
 
 
 def test_cancelled_supervisor_leaves_its_sentinel(machine: Machine, job: SupervisedJob) -> None:

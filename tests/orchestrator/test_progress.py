@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.jobs import TrackedJob
 from orchestrator.progress import MAX_ROWS, LiveProgress, PlainProgress, elapsed, make_progress
 from orchestrator.records import StatusRecord
 from orchestrator.schedulers import JobState
+from orchestrator.tracked import TrackedJob
 from tests.builders import plan_run, recipe_document
 
 PLANNED = plan_run(recipe_document("slurm", "vllm")).server

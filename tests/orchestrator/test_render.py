@@ -33,7 +33,8 @@ with open(place, "w") as file:
 
 def run_script(script: str, root: Path) -> dict[str, Any]:
     """Execute a rendered script whose supervisor only tells what it got; fail if anything else was done."""
-    (root / "scripts").mkdir(parents=True, exist_ok=True)
+    for folder in ("scripts", "logs"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "scripts" / "supervisor.py").write_text(DUMPER)
     path = root / "scripts" / "job.sh"
     path.write_text(script, encoding="utf-8")
@@ -64,7 +65,7 @@ def hostile_document(scheduler: str, engine: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("folder", ["plain", "it's a run", "ünï 日本", "a#b %j %%", "-dash", "$(touch pwned)", "a&b;c"])
-@pytest.mark.parametrize("scheduler", ["local", "slurm"])
+@pytest.mark.parametrize("scheduler", ["local", "slurm", "pbs"])
 def test_script_with_hostile_values_runs_nothing_and_hands_them_on(scheduler: str, folder: str, tmp_path: Path) -> None:
     root = tmp_path / folder
     planned = plan_run(hostile_document(scheduler, "vllm"), root)
@@ -108,12 +109,13 @@ def test_script_of_ollama_with_hostile_names_asks_for_exactly_that_model(tmp_pat
     assert sorted(calls) == sorted(["serve", "list", "show", model, "pull", model])
 
 
-def test_script_in_a_folder_with_a_line_break_runs_locally_and_is_refused_on_slurm(tmp_path: Path) -> None:
+def test_script_in_a_folder_with_a_line_break_runs_locally_and_is_refused_on_clusters(tmp_path: Path) -> None:
     root = tmp_path / "a\ntouch pwned"
     document = recipe_document("local", "vllm", environment={"supervisor_python": sys.executable})
     assert run_script(plan_run(document, root).server.script_text, root)["cwd"] == str(root)
-    with pytest.raises(UnsafeValueError, match="control characters"):
-        plan_run(recipe_document("slurm", "vllm"), root)
+    for scheduler in ("slurm", "pbs"):
+        with pytest.raises(UnsafeValueError, match="control characters"):
+            plan_run(recipe_document(scheduler, "vllm"), root)
 
 
 @pytest.mark.parametrize("value", ["gpu\ntouch pwned", "gpu\r#SBATCH --uid=0", "gpu\x00"])

@@ -59,12 +59,16 @@ def test_resolve_reference_recipe_gives_slurm_and_ollama_and_says_why(
     assert "service.precision = fp16: not applied" in notes
 
 
-def test_find_scheduler_with_only_qsub_refuses_to_run_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_scheduler_with_qsub_is_pbs_unless_sbatch_is_there_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     programs = ProgramFolder(tmp_path / "bin")
-    programs.add("qsub", "")
+    qsub = programs.add("qsub", "")
     monkeypatch.setenv("PATH", str(programs.folder))
-    with pytest.raises(UserError, match="no PBS backend"):
-        find_scheduler()
+    spec, why = find_scheduler()
+    assert (spec.kind, why) == ("pbs", f"{qsub} is on PATH, and sbatch is not")
+    programs.add("sbatch", "")  # as with Debian's slurm-wlm-torque
+    assert find_scheduler()[0].kind == "slurm"
 
 
 def test_find_scheduler_without_any_is_local_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from orchestrator.render import directive_value
 from orchestrator.schedulers import JobState, PartitionFacts, Seen, Submission
 from orchestrator.schedulers.local import LocalScheduler, machine_mem_gb
 from orchestrator.schedulers.slurm import STATES
-from orchestrator.transport import Answer, LocalTransport
+from orchestrator.transports import Answer, LocalTransport
 from tests.builders import slurm_scheduler
 from tests.orchestrator.conftest import wait_for
 
@@ -109,7 +109,7 @@ def test_slurm_recorded_queue_is_read_whole() -> None:
     assert len(seen) == len(recorded("squeue_all_array_expanded").stdout.splitlines())
     assert seen["9_2"] == Seen("9_2", "a|b c", JobState.COMPLETED, "cpu1", None)
     assert seen["4"] == Seen("4", "gpus", JobState.COMPLETED, "gpu[1-2]", None)
-    assert seen["5"] == Seen("5", "too_wide", JobState.PENDING, None, "PartitionNodeLimit")
+    assert seen["5"] == Seen("5", "too_wide", JobState.PENDING, None, "PartitionNodeLimit", never_starts=True)
     assert seen["11"] == Seen("11", "over_time", JobState.TIMEOUT, "cpu1", "TimeLimit")
     assert seen["12"] == Seen("12", "no_folder", JobState.FAILED, "cpu1", "JobLaunchFailure")
     assert seen["17"] == Seen("17", "refused_2", JobState.FAILED, None, "BadConstraints")

@@ -3,44 +3,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from orchestrator.jobs import TrackedJob
+from orchestrator.plan import Plan
+from orchestrator.recipe.document import Recipe
 from orchestrator.records import StatusRecord
 from orchestrator.schedulers import JobState
-from orchestrator.summary import headline, ready_after_s, summarise
+from orchestrator.summary import Outcome, headline, ready_after_s, summarise
+from orchestrator.tracked import TrackedJob
 from tests.builders import RUN_ID, plan_run, recipe_document
 
 
-@dataclass
-class FinishedRun:
-    """What summarise reads of a composed run and of its outcome."""
-
-    recipe: Any
-    plan: Any
-    provenance: dict[str, Any] = field(default_factory=lambda: {"orch_version": "0"})
-    state: str = "completed"
-    error: str | None = None
-    started_at: float = 100.0
-    finished_at: float | None = 160.5
-    stages: dict[str, Any] = field(default_factory=dict)
-    monitoring: dict[str, Any] = field(default_factory=dict)
-
-
-def finished(**fields: Any) -> tuple[FinishedRun, TrackedJob]:
+def finished(**fields: Any) -> tuple[Recipe, Plan, Outcome, TrackedJob]:
     """Return a finished run and its server's job."""
     planned = plan_run(recipe_document("slurm", "vllm"))
     record = StatusRecord("t", "42", "a", "gpu1", "finished", 105.0, ready_at=130.0)
     job = TrackedJob(planned.server, "42", 102.0, state=JobState.CANCELLED, node="gpu1", record=record)
-    return FinishedRun(planned.resolved.recipe, planned.plan, **fields), job
+    outcome = Outcome(**{"state": "completed", "started_at": 100.0, "finished_at": 160.5, **fields})
+    return planned.resolved.recipe, planned.plan, outcome, job
 
 
 def test_summary_has_duration_served_model_and_jobs() -> None:
-    run, job = finished()
-    summary = summarise(run, run, [job])  # type: ignore[arg-type]
+    recipe, plan, outcome, job = finished()
+    summary = summarise(recipe, plan, outcome, [job])
     assert (summary["run_id"], summary["duration_s"], summary["state"]) == (RUN_ID, 60.5, "completed")
     assert summary["served"]["ready_after_s"] == ready_after_s(job) == 28.0
     assert (summary["served"]["engine"], summary["served"]["node"]) == ("vllm", "gpu1")
@@ -48,15 +35,15 @@ def test_summary_has_duration_served_model_and_jobs() -> None:
 
 
 def test_summary_of_numbers_that_json_cannot_say_holds_none() -> None:
-    run, job = finished(stages={"hpo": {"best": [float("nan"), {"x": float("inf"), 3: (1.5, "a")}]}})
-    summary = summarise(run, run, [job])  # type: ignore[arg-type]
+    recipe, plan, outcome, job = finished(stages={"hpo": {"best": [float("nan"), {"x": float("inf"), 3: (1.5, "a")}]}})
+    summary = summarise(recipe, plan, outcome, [job])
     assert summary["stages"]["hpo"]["best"] == [None, {"x": None, "3": [1.5, "a"]}]
     json.dumps(summary, allow_nan=False)
 
 
 def test_summary_of_a_run_that_served_nothing_says_so() -> None:
-    run, _ = finished(state="failed", error="no", finished_at=None)
-    summary = summarise(run, run, [])  # type: ignore[arg-type]
+    recipe, plan, outcome, _ = finished(state="failed", error="no", finished_at=None)
+    summary = summarise(recipe, plan, outcome, [])
     assert (summary["served"], summary["jobs"], summary["duration_s"]) == (None, [], 0.0)
 
 

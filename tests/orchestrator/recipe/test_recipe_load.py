@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from orchestrator.errors import RecipeError
 from orchestrator.recipe import load_recipe, parse_recipe
 from orchestrator.recipe.engines import OllamaEngine, VllmEngine, find_engine
 from orchestrator.recipe.load import MAX_BYTES
+from orchestrator.recipe.schema import recipe_schema
 from orchestrator.recipe.sections import SlurmSchedulerSpec
 
 PROJECT = Path(__file__).parents[3]
@@ -200,3 +202,78 @@ def test_find_engine_by_the_form_of_the_model_names_its_reason(model: str, kind:
 def test_load_scheduler_by_kind_has_its_own_fields() -> None:
     document = {"job": {"name": "x", "scheduler": {"kind": "slurm", "command_timeout_s": 7}}}
     assert parse_recipe(document, "recipe").job.scheduler == SlurmSchedulerSpec(command_timeout_s=7)
+
+
+@pytest.mark.parametrize("field", ["engine.environment", "environment.variables"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.3", "0.3"),
+        ("1", "1"),
+        ("-2", "-2"),
+        ("1e-05", "1e-05"),
+        ("true", "true"),
+        ("False", "False"),
+        ('"12.10"', "12.10"),
+        ("", ""),
+        ("x y", "x y"),
+    ],
+)
+def test_load_environment_variable_may_be_a_number_or_a_truth_value(field: str, text: str, expected: str) -> None:
+    job = parse_recipe({"job": {"name": "x", "engine": {"kind": "vllm"}}}, "r", [f"job.{field}.X={text}"], env={}).job
+    assert isinstance(job.engine, VllmEngine)
+    assert {**job.engine.environment, **job.environment.variables} == {"X": expected}
+
+
+@pytest.mark.parametrize("value", [0.3, 7, True, "text"])
+def test_load_environment_variable_is_what_the_schema_allows(value: Any) -> None:
+    document = {"job": {"name": "x", "environment": {"variables": {"X": value}}}}
+    parse_recipe(document, "r", env={})
+    jsonschema.validate(document, recipe_schema())
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, None, float("inf"), float("nan"), "a\nb"])
+def test_load_other_value_for_an_environment_variable_is_refused(value: Any) -> None:
+    document = {"job": {"name": "x", "environment": {"variables": {"X": value}}}}
+    with pytest.raises(RecipeError, match=r"job\.environment\.variables\.X"):
+        parse_recipe(document, "r", env={})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("{run_id.__class__}", r"unusable field 'run_id\.__class__'\. Allowed: \{timestamp\}, "),
+        ("{run_id[0]}", "unusable field 'run_id"),
+        ("{x[0]}", "unusable field 'x"),
+        ("{}", "unusable field ''"),
+        ("{0}", "unusable field '0'"),
+        ("{run_id", "unusable field: expected '}' before end of string"),
+        ("run_id}", "unusable field: Single '}' encountered"),
+        ("{run_id!r}", r"the field 'run_id' cannot be formatted so\. Allowed: \{run_id\}"),
+        ("{run_id:>99999999}", "the field 'run_id' cannot be formatted so"),
+        ("{run_id:99999999999999999999}", "the field 'run_id' cannot be formatted so"),
+        ("{run_id:{name}}", "the field 'run_id' cannot be formatted so"),
+    ],
+)
+def test_load_pattern_of_run_directories_takes_plain_fields_only(pattern: str, expected: str) -> None:
+    document = {"job": {"name": "x", "working_dirs": {"launch_iteration_pattern": pattern}}}
+    with pytest.raises(RecipeError, match=rf"job\.working_dirs\.launch_iteration_pattern: .*{expected}"):
+        parse_recipe(document, "r", env={})
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{number:>9}", "{number:99999999}", "{number:,}", "{number:04.1f}", "{number!s:4}", "{job_id:4}", "{name}"],
+)
+def test_load_pattern_of_trials_takes_plain_fields_and_small_widths_only(pattern: str) -> None:
+    document = {"job": {"name": "x", "working_dirs": {"job_pattern": pattern}}}
+    with pytest.raises(RecipeError, match=r"job\.working_dirs\.job_pattern: .*Allowed: "):
+        parse_recipe(document, "r", env={})
+
+
+@pytest.mark.parametrize(
+    "pattern", ["t_{number}", "{job_id}_{number:04}", "{{x}}{job_id}", "{experiment_id}.{number:3}"]
+)
+def test_load_pattern_of_trials_with_plain_fields_is_taken(pattern: str) -> None:
+    document = {"job": {"name": "x", "working_dirs": {"job_pattern": pattern}}}
+    assert parse_recipe(document, "r", env={}).job.working_dirs.job_pattern == pattern
