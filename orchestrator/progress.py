@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ _STYLES = {
     "draining": "cyan", "finished": "cyan", "cancelled": "cyan",
 }  # fmt: skip
 MAX_ROWS = 12
+log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -68,6 +70,7 @@ class PlainProgress:
         self._started = time.monotonic()
         self._phases: dict[str, tuple[str, str | None]] = {}
         self._bars: dict[str, tuple[int, float]] = {}
+        self._is_read = True
 
     def __enter__(self) -> Self:
         return self
@@ -78,8 +81,15 @@ class PlainProgress:
         """Nothing is left to be undone."""
 
     def say(self, text: str) -> None:
-        self._stream.write(f"[{elapsed(time.monotonic() - self._started)}] {text}\n")
-        self._stream.flush()
+        if not self._is_read:
+            return
+        try:
+            self._stream.write(f"[{elapsed(time.monotonic() - self._started)}] {text}\n")
+            self._stream.flush()
+        except OSError as error:
+            # `orch.py … 2>&1 | head`: that nobody reads on is no reason to end a run, nor to leave its jobs behind.
+            self._is_read = False
+            log.warning("progress is no longer shown: %s", error)
 
     def show_jobs(self, jobs: Sequence[TrackedJob]) -> None:
         for job in jobs:

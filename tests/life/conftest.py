@@ -34,7 +34,8 @@ class OrchRun:
     @property
     def run_dir(self) -> Path:
         """The only run in the output folder, whether it was started or only planned."""
-        found = [path for path in self.output_dir.iterdir() if not path.is_symlink()]
+        is_there = self.output_dir.is_dir()
+        found = [path for path in self.output_dir.iterdir() if not path.is_symlink()] if is_there else []
         # The output folder exists a moment before the run's own.
         return found[0] if found else self.output_dir / "not there yet"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.life.conftest import HAS_MONITORING, HPO, PROJECT, OrchRun, processes_with
+from tests.life.conftest import HAS_MONITORING, HPO, PROJECT, STANDIN, OrchRun, orch, processes_with
 
 Start = Callable[..., OrchRun]
 
@@ -143,6 +143,54 @@ def test_run_on_an_unknown_partition_shows_what_sbatch_says(slurm_recipe: dict[s
     assert "invalid partition specified: nosuch" in run.stderr
     assert "Traceback" not in run.stderr
     assert jobs_of(run.json("plan.json")["run_id"]) == {}, "the server that was submitted before it is cancelled"
+
+
+def test_run_whose_job_can_never_start_ends_with_slurms_reason(slurm_recipe: dict[str, Any], start: Start) -> None:
+    # The partition allows 30 minutes, and takes the job all the same (EnforcePartLimits=NO).
+    slurm_recipe["job"]["infrastructure"]["time"] = "02:00:00"
+    run = start(slurm_recipe)
+    assert run.wait(120) == 2
+    assert "can never start as it stands; the scheduler says: PartitionTimeLimit" in run.stderr
+    summary = run.json("summary.json")
+    assert summary["state"] == "failed"
+    assert jobs_of(summary["run_id"]) == {}
+
+
+def test_run_on_slurm_whose_supervisor_is_killed_in_the_benchmark_says_that_the_job_died(
+    slurm_recipe: dict[str, Any], start: Start
+) -> None:
+    slurm_recipe["job"]["service"]["n_requests_per_client"] = 500
+    run = start(slurm_recipe, env={"STANDIN_TOKEN_DELAY_S": "0.05"})
+    run.wait_for(lambda: run.status("client").get("state") == "ready", "the client service", 120)
+    run.wait_for(lambda: list((run.run_dir / "benchmark").glob("*/requests.jsonl")), "the benchmark")
+    # All of the server's job at once, as when the node's memory runs out: the batch script, supervisor, server.
+    for pid in processes_with(f"{run.run_dir}/scripts/vllm.json"):
+        os.kill(pid, signal.SIGKILL)
+    for pid in processes_with(str(STANDIN), str(run.run_dir.parent.parent.parent / "model")):
+        os.kill(pid, signal.SIGKILL)
+    assert run.wait(120) == 1
+    assert "job 'vllm' ended" in run.stderr
+    assert "killed outright, without a last word" in run.stderr
+    assert jobs_of(run.json("summary.json")["run_id"]) == {}
+
+
+def test_run_on_slurm_that_is_told_to_end_is_left_and_resumed(slurm_recipe: dict[str, Any], start: Start) -> None:
+    slurm_recipe["job"]["hpo"] = HPO
+    run = start(slurm_recipe)
+    run.wait_for(lambda: run.status("trial_0000").get("state"), "the first trial", 180)
+    before = {name: run.status(name)["job_id"] for name in ("vllm", "client", "trial_0000")}
+    run.interrupt(signal.SIGTERM)
+    assert run.wait(60) == 143
+    assert f"orch.py resume {run.run_dir.name}" in run.stderr
+    assert set(before.values()) & set(jobs_of(run.run_dir.name.rpartition("_")[2])) != set()
+    done = orch(run, "resume")
+    assert done.returncode == 0, done.stderr
+    summary = run.json("summary.json")
+    assert (summary["state"], summary["resumed"]) == ("completed", 1)
+    assert [trial["state"] for trial in summary["stages"]["hpo"]["trials"]] == ["COMPLETE", "COMPLETE"]
+    ids = {job["name"]: job["job_id"] for job in summary["jobs"]}
+    assert {name: ids[name] for name in before} == before
+    assert jobs_of(summary["run_id"]) == {}
 
 
 @pytest.mark.vllm

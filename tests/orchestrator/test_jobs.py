@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator import jobs as jobs_module
 from orchestrator.atomic import write_json
-from orchestrator.errors import CommandError, JobFailedError, SubmitError
+from orchestrator.errors import CannotStartError, CommandError, JobFailedError, SubmitError
 from orchestrator.interrupts import Interrupts, TerminatedError
 from orchestrator.jobs import JobTracker
 from orchestrator.ledger import Ledger
@@ -337,6 +337,98 @@ def test_wait_for_end_returns_whatever_has_not_ended(cluster: Cluster) -> None:
     assert told
     cluster.says("finished", reason="exited", exit_code=0)
     assert tracker.wait_for_end(5.0) == []
+
+
+def test_job_that_can_never_start_is_raised_with_the_reason_when_it_stays_so(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, job = submitted(cluster)
+    cluster.listed("PENDING", "PartitionTimeLimit")
+    tracker.poll()
+    tracker.raise_if_stuck()
+    monkeypatch.setattr(jobs_module, "STUCK_PATIENCE_S", 0.0)
+    cluster.listed("PENDING", "Resources")
+    tracker.poll()
+    tracker.raise_if_stuck()
+    cluster.listed("PENDING", "PartitionTimeLimit")
+    tracker.poll()
+    with pytest.raises(
+        CannotStartError, match=r"'vllm' \(42\) can never start .* PartitionTimeLimit\nAsk for less"
+    ) as caught:
+        tracker.raise_if_stuck()
+    assert caught.value.exit_code == 2
+    job.cancelled = True
+    tracker.raise_if_stuck()
+
+
+def test_id_that_slurm_gave_out_again_is_not_our_job_and_is_not_cancelled(cluster: Cluster) -> None:
+    tracker, job = submitted(cluster)
+    cluster.queue("42|RUNNING|gpu1|None|somebody-elses")
+    tracker.poll()
+    assert (job.state, job.why) == (JobState.UNKNOWN, "the scheduler does not list it")
+    tracker.cancel(tracker.jobs)
+    assert cluster.programs.calls("scancel") == []
+
+
+def test_intent_whose_job_has_run_and_is_forgotten_is_adopted_by_its_record(cluster: Cluster) -> None:
+    cluster.ledger.append("job_intent")
+    tracker = cluster.tracker()
+    tracker.intend(cluster.planned, time.time())
+    cluster.says("finished", reason="exited", exit_code=0)
+    tracker.adopt_intended()
+    assert cluster.programs.calls("squeue") == []
+    tracker.poll()
+    assert (tracker["vllm"].job_id, tracker["vllm"].state) == ("42", JobState.COMPLETED)
+
+
+def test_intent_of_a_job_that_comes_late_is_waited_for(cluster: Cluster) -> None:
+    line = f"45|PENDING||Priority|{cluster.planned.token}"
+    cluster.programs.add("squeue", f'test -e "$(dirname "$0")/late" && echo "{line}"; touch "$(dirname "$0")/late"')
+    tracker = cluster.tracker()
+    tracker.intend(cluster.planned, time.time())
+    tracker.adopt_intended()
+    assert tracker["vllm"].job_id == "45"
+
+
+def test_intent_of_a_job_that_does_not_come_is_given_up_and_fenced(cluster: Cluster) -> None:
+    tracker = cluster.tracker()
+    tracker.intend(cluster.planned, time.time() - 3600)
+    tracker.adopt_intended()
+    assert tracker.open_intents == ()
+    assert cluster.run.fence(cluster.planned.token).exists()
+    assert cluster.events() == ["job_abandoned"]
+    assert tracker.next_generation("vllm") == 2
+
+
+def test_submit_that_was_not_taken_is_fenced_as_a_hung_controller_may_take_it_later(cluster: Cluster) -> None:
+    cluster.programs.add("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
+    with pytest.raises(SubmitError):
+        submitted(cluster)
+    assert cluster.run.fence(cluster.planned.token).exists()
+
+
+def test_submit_in_the_place_of_an_earlier_job_fences_that_one(cluster: Cluster) -> None:
+    tracker, first = submitted(cluster)
+    second = PlannedJob(**{**vars(cluster.planned), "token": f"{cluster.planned.token}-r2"})
+    cluster.programs.add("sbatch", "echo 43")
+    tracker.submit(second)
+    assert cluster.run.fence(first.planned.token).exists()
+    assert not cluster.run.fence(second.token).exists()
+    assert tracker["vllm"].job_id == "43"
+
+
+def test_tracker_that_only_looks_writes_nothing_and_submits_nothing(cluster: Cluster) -> None:
+    tracker = JobTracker(
+        cluster.run, None, slurm_scheduler(), LocalTransport(), Polling.model_construct(scheduler_s=0.0)
+    )
+    tracker.adopt(cluster.planned, "42", time.time())
+    cluster.listed("RUNNING")
+    tracker.poll()
+    assert tracker["vllm"].state == JobState.RUNNING
+    assert not cluster.run.events.exists()
+    with pytest.raises(RuntimeError, match="only looks"):
+        tracker.submit(cluster.planned)
+    assert cluster.programs.calls("sbatch") == []
 
 
 def test_interrupts_outside_of_a_submission_come_at_once(interrupts: Interrupts) -> None:

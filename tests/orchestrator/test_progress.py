@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from typing import Any
 
@@ -91,3 +92,16 @@ def test_live_progress_stops_the_clock_of_a_job_that_has_ended() -> None:
     first = progress._ended["vllm"]
     progress.show_jobs([ended])
     assert progress._ended["vllm"] == first
+
+
+def test_progress_that_nobody_reads_any_more_is_logged_once_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "w", buffering=1) as stream:
+        progress = PlainProgress(stream)
+        progress.say("one")
+        os.close(read)
+        progress.say("two")
+        progress.say("three")
+        assert [record.message for record in caplog.records] == ["progress is no longer shown: [Errno 32] Broken pipe"]
+        with pytest.raises(BrokenPipeError):
+            stream.close()
