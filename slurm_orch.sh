@@ -20,6 +20,11 @@ if [ ! -f "$project/orch.py" ]; then
   echo "orch.py is not in $project: call sbatch in the project's folder, or set ORCH_PROJECT" >&2
   exit 2
 fi
+# orch says when its own wall time runs out; Slurm tells it since 23.02, before that squeue does.
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+  end=${SLURM_JOB_END_TIME:-$(date -d "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)" +%s || true)}
+  export ORCH_END_TIME="$end"
+fi
 # Jobs that orch submits must not inherit this job's variables; SLURM_CONF says how to reach the controller.
 for name in $(compgen -e | grep -E '^(SLURM|SBATCH|SQUEUE|SCANCEL|SINFO)_' | grep -vE '^(SLURM_CONF|SLURM_JWT)$'); do
   unset "$name"

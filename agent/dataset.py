@@ -31,16 +31,16 @@ def data_arguments(data: Data) -> dict[str, Scalar]:
     return values
 
 
-def describe_data(data: Data) -> str:
-    """Return ``data`` in words, for the model."""
+def describe_data(data: Data, is_here: bool = True) -> str:
+    """Return ``data`` in words, for the model; folders that are not on this machine are not counted."""
     if isinstance(data, TorchvisionData):
         return _CIFAR_WORDS[data.kind]
     if isinstance(data, DigitsData):
         return "scikit-learn's digits, 1,797 grey pictures of 8x8 pixels in 10 classes"
     if isinstance(data, SyntheticData):
         return "made-up colour pictures of 32x32 pixels in 100 classes"
-    classes = _class_folders(Path(data.dir))
-    return f"colour pictures in {classes} classes" + (f", {data.image_size} pixels a side" if data.image_size else "")
+    classes = f"{_class_folders(Path(data.dir))} classes" if is_here else "classes"
+    return f"colour pictures in {classes}" + (f", {data.image_size} pixels a side" if data.image_size else "")
 
 
 def check_data(hpo: Hpo) -> None:

@@ -65,6 +65,7 @@ def search_figures(hpo: Hpo, trials: Sequence[TrialView], place_of: Callable[[in
         "by_source": _by_source(counted),
         "llm": _llm_figures(counted) if hpo.sampler == "llm" else None,
         "test_accuracy": None,
+        "stopped_by": None,
         "warnings": [],
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from agent.history import TrialView, best_of
@@ -24,7 +25,8 @@ from agent.trials import (
     trial_place,
 )
 from orchestrator.atomic import read_json
-from orchestrator.errors import CommandError, StageError, SubmitError
+from orchestrator.errors import CommandError, StageError, SubmitError, TransportError
+from orchestrator.gpu_guard import STOPPED_BY, GpuCapError
 from orchestrator.recipe.hpo import Hpo
 from orchestrator.schedulers import JobState
 from orchestrator.stage import StageContext
@@ -75,6 +77,8 @@ class Search:
         self._running: dict[int, RunningTrial] = {}
         self._unsubmitted: list[int] = []
         self._refusals = 0
+        self._stopped: str | None = None
+        self._held_beside: int | None = None
 
     def reconcile(self) -> SearchState:
         """Adopt what the study already holds, whatever an earlier orchestrator died of.
@@ -105,7 +109,9 @@ class Search:
 
     def _lead_on(self) -> SearchState:
         """Return where the flow goes on: first to what was proposed already."""
-        if self._unsubmitted:
+        is_held = self._held_beside is not None and len(self._running) >= self._held_beside
+        if self._unsubmitted and not is_held:
+            self._held_beside = None
             return {"proposed": self._unsubmitted.pop(0), "next": "submit"}
         return {"next": self._choose_next()}
 
@@ -125,11 +131,15 @@ class Search:
         number = state["proposed"]
         place, trial = self._place(number), self._study.view(number)
         place.make()
-        planned = self._context.plan_job(trial_draft(self._context.plan, self._hpo, place, trial.params))
+        planned = self._context.plan_job(
+            trial_draft(self._context.plan, self._hpo, self._place_there(number), trial.params)
+        )
         self._study.note(number, job=place.job, job_id=place.job_id, job_token=planned.token)
         planned.write()
         try:
             job = self._context.jobs.submit(planned)
+        except GpuCapError as error:
+            return self._hold(number, error)
         except SubmitError as error:
             self._refusals += 1
             self._finish(self._study.tell_failure(number, str(error), {"job_state": "REFUSED"}))
@@ -141,6 +151,20 @@ class Search:
         self._refusals = 0
         self._study.note(number, scheduler_job_id=job.job_id)
         self._watch(number, job)
+        return {}
+
+    def _hold(self, number: int, error: GpuCapError) -> SearchState:
+        """Put a trial off that would break the cap on GPU-hours: until another has ended, or for good."""
+        if error.may_fit_later and self._running:
+            self._unsubmitted.insert(0, number)
+            self._held_beside = len(self._running)
+            return {}
+        words = str(error).splitlines()[0]
+        self._say(f"hpo: no further trials: {words}")
+        self._stopped = words
+        for left in (number, *self._unsubmitted):
+            self._study.tell_failure(left, words, {"interrupted": True})
+        self._unsubmitted.clear()
         return {}
 
     def poll(self) -> SearchState:
@@ -160,6 +184,7 @@ class Search:
             is_over_limit = self._study.view(number).attrs.get("is_over_limit", False)
             cause = running.limit.cause if is_over_limit else None
             end = read_end(self._context.run, running.job, running.place, self._hpo.objective, cause)
+            self._fetch(running.place.root, ("/checkpoints",))
             if end.objective is None:
                 told = self._study.tell_failure(number, end.cause or "", end.attrs)
             else:
@@ -189,11 +214,14 @@ class Search:
         result = search_figures(self._hpo, self._study.views(), self._place)
         best = best_of(self._study.views())
         if best is None:
-            raise StageError("hpo: no trial has a result")
+            raise StageError("hpo: no trial has a result" + (f": {self._stopped}" if self._stopped else ""))
+        if self._stopped is not None:
+            result["stopped_by"] = STOPPED_BY
         self.write_tables()
         place = self._place(best.number)
+        self._fetch(place.best_checkpoint)
         warning = keep_best_checkpoint(place, self._context.run.checkpoints)
-        warnings = [warning] if warning else []
+        warnings = [text for text in (self._stopped, warning) if text]
         link_curves(self._context.run, [self._place(trial.number) for trial in self._study.views()])
         if self._hpo.evaluate_winner:
             accuracy, warning = self._evaluate(best, place)
@@ -229,7 +257,8 @@ class Search:
 
     def _choose_next(self) -> Next:
         counted = [trial for trial in self._study.views() if trial.counts]
-        if len(counted) < self._hpo.trials and len(self._running) < self._hpo.parallel_trials:
+        may_propose = self._stopped is None and not self._unsubmitted
+        if may_propose and len(counted) < self._hpo.trials and len(self._running) < self._hpo.parallel_trials:
             return "propose"
         return "poll" if self._running else "report"
 
@@ -237,6 +266,18 @@ class Search:
         context = self._context
         pattern = context.recipe.job.working_dirs.job_pattern
         return trial_place(context.run, pattern, context.experiment_id, number)
+
+    def _place_there(self, number: int) -> TrialPlace:
+        """Return the trial's place as its job sees it."""
+        context = self._context
+        return trial_place(context.plan.run, context.recipe.job.working_dirs.job_pattern, context.experiment_id, number)
+
+    def _fetch(self, path: Path, excludes: tuple[str, ...] = ()) -> None:
+        """Bring here what a trial wrote elsewhere; what counts has been read already."""
+        try:
+            self._context.fetch("trial", path, excludes)
+        except TransportError as error:
+            self._say(f"hpo: warning: {path.name} of a trial stays where it is: {error}")
 
     def _watch(self, number: int, job: TrackedJob) -> None:
         place, context = self._place(number), self._context
@@ -286,11 +327,12 @@ class Search:
         jobs = self._context.jobs
         if EVALUATION_JOB not in jobs or (jobs[EVALUATION_JOB].cancelled and jobs[EVALUATION_JOB].state.is_final):
             self._say(f"hpo: measures the test accuracy of trial {best.number}")
-            planned = self._context.plan_job(evaluation_draft(self._context.plan, self._hpo, place, best.params))
+            there = self._place_there(best.number)
+            planned = self._context.plan_job(evaluation_draft(self._context.plan, self._hpo, there, best.params))
             planned.write()
             try:
                 self._context.jobs.submit(planned)
-            except SubmitError as error:
+            except (SubmitError, GpuCapError) as error:
                 return None, f"test accuracy was not measured: {error}"
         job, limit = self._context.jobs[EVALUATION_JOB], TimeLimit(self._hpo.trial_timeout_s)
         while not job.state.is_final:

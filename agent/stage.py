@@ -15,14 +15,17 @@ from orchestrator.interrupts import TerminatedError
 from orchestrator.recipe.document import Recipe
 from orchestrator.recipe.hpo import Hpo
 from orchestrator.rundir import experiment_id_of
-from orchestrator.service import JobDraft, PlanContext
+from orchestrator.service import JobDraft, PlanContext, Role
 from orchestrator.stage import StageContext
+
+PYTHON_TIMEOUT_S = 60.0
 
 
 class HpoStage:
     """A search over the trainer's hyperparameters."""
 
     name = "hpo"
+    role: Role = "trial"
 
     def is_wanted(self, recipe: Recipe) -> bool:
         return recipe.job.hpo is not None
@@ -32,7 +35,8 @@ class HpoStage:
         _check_names(hpo)
         ordered(hpo.space)
         _check_python(context)
-        check_data(hpo)
+        if context.is_here:
+            check_data(hpo)
 
     def sample_job(self, context: PlanContext) -> JobDraft | None:
         """Return a job like that of a trial, with the middle of the space for its parameters."""
@@ -75,7 +79,7 @@ def _open_study(context: StageContext) -> tuple[Any, Any]:
     client = LlmClient(
         lambda: context.endpoint(engine), context.run.api_token, hpo.llm.request_timeout_s, job.service.model
     )
-    task = Task(describe_data(hpo.dataset), hpo.objective, hpo.space, hpo.fixed, hpo.trials)
+    task = Task(describe_data(hpo.dataset, context.plan.is_here), hpo.objective, hpo.space, hpo.fixed, hpo.trials)
     log = context.run.hpo / "proposals.jsonl"
     proposer = Proposer(client, task, hpo.llm, hpo.seed, log, job.polling.records_s)
     return study, proposer
@@ -117,8 +121,12 @@ def _why_not(name: str, by_data: frozenset[str]) -> str:
 
 def _check_python(context: PlanContext) -> None:
     python = context.recipe.job.environment.python
-    if python is None or shutil.which(python) is None:
+    if context.is_here:
+        is_there = python is not None and shutil.which(python) is not None
+    else:
+        is_there = python is not None and context.transport.run([python, "-c", ""], PYTHON_TIMEOUT_S).returncode == 0
+    if not is_there:
         raise ProgramMissingError(
-            f"job.environment.python = {python}: there is no such interpreter here.\n"
-            "Name the one that has torch and torchvision, here and on the nodes."
+            f"job.environment.python = {python}: there is no such interpreter on '{context.host}'.\n"
+            "Name the one that has torch and torchvision, there and on the nodes."
         )

@@ -122,6 +122,7 @@ def _draft(
         resources=resources,
         env={"OMP_NUM_THREADS": str(resources.cpus)} if resources.cpus else {},
         is_essential=False,
+        pulls=(place.metrics, place.results),
     )
 
 

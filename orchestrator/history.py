@@ -10,16 +10,14 @@ from typing import Any
 from orchestrator.atomic import read_json, write_json
 from orchestrator.compose import saved_plan, saved_recipe
 from orchestrator.errors import OrchError, RunNotFoundError, StorageError
+from orchestrator.hosts import open_hosts
 from orchestrator.jobs import JobTracker
 from orchestrator.lease import living_owner
 from orchestrator.ledger import Ledger
 from orchestrator.plan import PlannedJob
-from orchestrator.recipe.sections import LocalSchedulerSpec
 from orchestrator.report import write_report
 from orchestrator.rundir import RunDir
-from orchestrator.schedulers import make_scheduler
 from orchestrator.summary import Outcome, summarise
-from orchestrator.transports import LocalTransport
 
 log = logging.getLogger(__name__)
 STOP_PATIENCE_S = 120.0
@@ -89,8 +87,7 @@ def tracker_of(run: RunDir) -> JobTracker:
         RunNotFoundError: the run's files cannot be read.
     """
     recipe = saved_recipe(run)
-    scheduler = make_scheduler(recipe.job.scheduler or LocalSchedulerSpec())
-    tracker = JobTracker(run, None, scheduler, LocalTransport(), recipe.job.polling)
+    tracker = JobTracker(run, None, open_hosts(recipe, run), recipe.job.polling)
     replay(run, tracker)
     return tracker
 
@@ -104,7 +101,7 @@ def replay(run: RunDir, tracker: JobTracker) -> None:
     intents: dict[str, PlannedJob] = {}
     for event in Ledger(run.events).events("job_intent", "job_submitted", "job_refused", "job_abandoned", "cancel"):
         if event["event"] == "cancel":
-            tracker.mark_cancelled(event["job_ids"])
+            tracker.mark_cancelled(event["tokens"])
             continue
         token = event["token"]
         if event["event"] == "job_intent":
@@ -137,8 +134,7 @@ def stop_run(run: RunDir) -> list[str]:
         time.sleep(0.5)
     has_ended_itself = run_state(run).state not in {"running", "left"}
     recipe = saved_recipe(run)
-    scheduler = make_scheduler(recipe.job.scheduler or LocalSchedulerSpec())
-    tracker = JobTracker(run, Ledger(run.events), scheduler, LocalTransport(), recipe.job.polling)
+    tracker = JobTracker(run, Ledger(run.events), open_hosts(recipe, run), recipe.job.polling)
     replay(run, tracker)
     tracker.adopt_intended()
     tracker.poll()

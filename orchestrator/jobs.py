@@ -5,29 +5,61 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from orchestrator.atomic import write_json
-from orchestrator.errors import CannotStartError, CommandError, JobFailedError, StorageError, SubmitError
+from orchestrator.errors import (
+    CannotStartError,
+    CommandError,
+    JobFailedError,
+    NoConnectionError,
+    StorageError,
+    SubmitError,
+)
+from orchestrator.hosts import Host, Hosts
 from orchestrator.ledger import Ledger
 from orchestrator.logs import last_words
 from orchestrator.plan import PlannedJob
 from orchestrator.recipe.infrastructure import Polling
 from orchestrator.records import read_heartbeat, read_status
 from orchestrator.rundir import RunDir
-from orchestrator.schedulers import JobState, Scheduler, Seen, Submission
+from orchestrator.schedulers import JobState, Seen, Submission
 from orchestrator.tracked import TrackedJob
-from orchestrator.transports import Answer, LocalTransport
+from orchestrator.transports import Answer, Fault
 from orchestrator.truth import Evidence, judge
 
 log = logging.getLogger(__name__)
 LOOKUP_WAITS_S = (0.5, 2.0, 5.0, 10.0)
 LATE_SUBMIT_S = 10.0
+# As long as services live without hearing from their orchestrator.
+UNREACHABLE_PATIENCE_S = 900.0
 # A reason for which no job can start may be that of a moment: a partition that is being changed.
 STUCK_PATIENCE_S = 20.0
+
+
+class _View:
+    """What is known of one host's batch system, and when it is to be asked again."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.scheduler = host, host.scheduler
+        self.next_query = self.next_collect = 0.0
+        self.has_answered = self.is_reachable = True
+
+    def ask(self, argv: Sequence[str]) -> Answer:
+        """Return the answer of one of the scheduler's commands."""
+        return self.host.transport.run(argv, self.scheduler.command_timeout_s)
+
+    def query(self) -> dict[str, Seen] | None:
+        """Return what the scheduler says of all jobs, or None if it does not answer properly."""
+        return self.scheduler.parse_status(self.ask(self.scheduler.status_argv()))
+
+    def there(self, path: Path) -> Path:
+        """Return a path of the orchestrator's copy of the run as the host's programs see it."""
+        return self.host.there(path)
 
 
 @dataclass(frozen=True)
@@ -50,29 +82,28 @@ class JobTracker:
         self,
         run: RunDir,
         ledger: Ledger | None,
-        scheduler: Scheduler,
-        transport: LocalTransport,
+        hosts: Hosts,
         polling: Polling,
         uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
+        guard: Callable[[PlannedJob], None] = lambda _: None,
     ) -> None:
         """Start with no jobs.
 
         Args:
             run: The run's paths.
             ledger: Gets intents, submissions and states; None for one who only looks.
-            scheduler: The backend.
-            transport: Runs the backend's commands.
+            hosts: Where jobs run, with their schedulers.
             polling: How often to look.
             uninterrupted: Holds signals back while a job is being submitted.
+            guard: Asked before each submission; raises where there is to be none.
         """
+        self._guard = guard
         self._uninterrupted = uninterrupted
-        self._run, self._written, self._scheduler, self._transport = run, ledger, scheduler, transport
-        self._polling = polling
+        self._run, self._written, self._polling = run, ledger, polling
+        self._views = {host.name: _View(host) for host in hosts}
         self._jobs: dict[str, TrackedJob] = {}
         self._intended: dict[str, Intent] = {}
         self._generations: Counter[str] = Counter()
-        self._next_query = 0.0
-        self._scheduler_answered = True
 
     @property
     def jobs(self) -> tuple[TrackedJob, ...]:
@@ -105,26 +136,44 @@ class JobTracker:
         Raises:
             SubmitError: the scheduler refused it; carries the scheduler's own words.
             StorageError: the intent could not be recorded, so nothing was submitted.
+            GpuCapError: the run has used up its GPU-hours.
         """
-        with self._uninterrupted():
-            return self._submit(planned)
+        self._guard(planned)
+        deadline = time.monotonic() + UNREACHABLE_PATIENCE_S
+        while True:
+            try:
+                with self._uninterrupted():
+                    return self._submit(planned)
+            except NoConnectionError:
+                # It was certainly not submitted: the connection is waited for, in the reach of signals.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(LOOKUP_WAITS_S[1])
 
     def _submit(self, planned: PlannedJob) -> TrackedJob:
+        view = self._views[planned.host]
         if planned.name in self._jobs:
             # What was lost may live on somewhere; it must not go on beside the new one.
-            self._fence(self._jobs[planned.name].planned.token)
-        self._ledger.append("job_intent", token=planned.token, planned=planned.as_json(self._scheduler.kind))
-        self.intend(planned, time.time())
-        submission = Submission(planned.token, planned.script, planned.batch_log, planned.resources.cpus)
-        answer = self._transport.run(self._scheduler.submit_argv(submission), self._scheduler.command_timeout_s)
+            self._fence(self._jobs[planned.name].planned)
+        view.host.deliver(planned.config, planned.script)
+        if planned.token not in self._intended:
+            scheduler = view.scheduler.kind
+            self._ledger.append("job_intent", token=planned.token, planned=planned.as_json(scheduler))
+            self.intend(planned, time.time())
+        submission = Submission(
+            planned.token, view.there(planned.script), view.there(planned.batch_log), planned.resources.cpus
+        )
+        answer = view.ask(view.scheduler.submit_argv(submission))
+        if answer.fault == Fault.NOT_SENT:
+            raise NoConnectionError(view.host.name, answer.stderr.strip() or "no connection")
         try:
-            job_id = self._scheduler.parse_submit(answer)
+            job_id = view.scheduler.parse_submit(answer)
         except SubmitError as error:
             job_id = self._resolve(planned, answer, error)
         tracked = self.adopt(planned, job_id, time.time())
         self._ledger.append("job_submitted", job=planned.name, token=planned.token, job_id=job_id)
         # A poll must not trust an answer that is older than the submission.
-        self._next_query = 0.0
+        view.next_query = 0.0
         return tracked
 
     def _resolve(self, planned: PlannedJob, answer: Answer, error: SubmitError) -> str:
@@ -133,14 +182,15 @@ class JobTracker:
         Raises:
             SubmitError: it has not, or nobody can tell.
         """
-        what, is_ambiguous = f"job '{planned.name}': {error.what}", self._scheduler.is_ambiguous(answer)
-        is_known, found = self._look_up(planned.token) if is_ambiguous else (True, None)
+        is_ambiguous = self._views[planned.host].scheduler.is_ambiguous(answer)
+        what = f"job '{planned.name}': {error.what}"
+        is_known, found = self._look_up(planned) if is_ambiguous else (True, None)
         if found is not None:
             return found
         if is_known:
             if is_ambiguous:
                 # A controller that hangs may take the job when it goes on.
-                self._fence(planned.token)
+                self._fence(planned)
             self._intended.pop(planned.token)
             self._ledger.append("job_refused", job=planned.name, token=planned.token, stderr=answer.stderr[-2000:])
         else:
@@ -148,16 +198,19 @@ class JobTracker:
             what += f"; whether it was submitted is not known, look for the name {planned.token}"
         raise SubmitError(error.argv, error.returncode, error.stderr, what, not is_ambiguous) from error
 
-    def _fence(self, token: str) -> None:
+    def _fence(self, planned: PlannedJob) -> None:
         """Give a token up: a supervisor that finds this file ends without doing anything.
 
         Raises:
             StorageError: the fence could not be written.
+            TransportError: it could not be brought to the job's host.
         """
-        write_json(self._run.fence(token), {"at": time.time()})
+        fence = self._run.fence(planned.token)
+        write_json(fence, {"at": time.time()})
+        self._views[planned.host].host.deliver(fence)
 
-    def _look_up(self, token: str) -> tuple[bool, str | None]:
-        """Look for the job named ``token`` after an ambiguous submission.
+    def _look_up(self, planned: PlannedJob) -> tuple[bool, str | None]:
+        """Look for a job by its token after an ambiguous submission.
 
         Returns:
             Whether the scheduler answered at all, and the job's id or None if there is none.
@@ -165,40 +218,47 @@ class JobTracker:
         has_answered = False
         for wait_s in LOOKUP_WAITS_S:
             time.sleep(wait_s)
-            seen = self._query()
+            seen = self._views[planned.host].query()
             has_answered = seen is not None
             for item in (seen or {}).values():
                 # Slurm may keep a record of a job that it refused, under an id that it never gave out.
                 was_refused = item.state.is_final and item.node is None
-                if item.name == token and not was_refused:
+                if item.name == planned.token and not was_refused:
                     return True, item.job_id
         return has_answered, None
 
-    def _query(self) -> dict[str, Seen] | None:
-        answer = self._transport.run(self._scheduler.status_argv(), self._scheduler.command_timeout_s)
-        return self._scheduler.parse_status(answer)
-
     def poll(self) -> None:
-        """Look at the records of all jobs that have not ended, and at the scheduler when that is due."""
+        """Look at the records of all jobs that have not ended, and at each scheduler when that is due."""
         open_jobs = [job for job in self._jobs.values() if not job.state.is_final]
-        if not open_jobs:
-            return
-        has_news = [self._read_record(job) for job in open_jobs]
+        for view in self._views.values():
+            jobs = [job for job in open_jobs if job.planned.host == view.host.name]
+            if jobs:
+                self._poll_host(view, jobs)
+
+    def _poll_host(self, view: _View, jobs: Sequence[TrackedJob]) -> None:
+        now = time.monotonic()
+        if now >= view.next_collect:
+            view.is_reachable = view.host.collect([job.planned for job in jobs])
+            view.next_collect = time.monotonic() + self._polling.records_s
+        has_news = [self._read_record(job) for job in jobs]
         # An answer from before an end cannot tell whether the job was requeued.
-        is_doubtful = any(has_news) and not self._scheduler.is_absence_final
-        if is_doubtful or time.monotonic() >= self._next_query:
-            seen = self._query()
-            self._next_query = time.monotonic() + self._polling.scheduler_s
-            self._scheduler_answered = seen is not None
+        is_doubtful = any(has_news) and not view.scheduler.is_absence_final
+        if not view.is_reachable:
+            view.has_answered = False
+        elif is_doubtful or now >= view.next_query:
+            seen = view.query()
+            view.next_query = time.monotonic() + self._polling.scheduler_s
+            view.has_answered = seen is not None
             if seen is not None:
-                for job in open_jobs:
+                for job in jobs:
                     job.note_seen(seen.get(job.job_id))
-        for job in open_jobs:
-            self._update(job)
+        for job in jobs:
+            self._update(job, view)
 
     def refresh(self) -> None:
-        """Ask the scheduler with the next poll, whenever it was asked last."""
-        self._next_query = 0.0
+        """Ask every scheduler with the next poll, whenever it was asked last."""
+        for view in self._views.values():
+            view.next_query = view.next_collect = 0.0
 
     def _read_record(self, job: TrackedJob) -> bool:
         """Read the job's own record; return whether it tells of an end that was not known yet.
@@ -214,7 +274,7 @@ class JobTracker:
         job.ended_attempt = record.attempt
         return True
 
-    def _update(self, job: TrackedJob) -> None:
+    def _update(self, job: TrackedJob, view: _View) -> None:
         token = job.planned.token
         verdict = judge(
             Evidence(
@@ -223,8 +283,8 @@ class JobTracker:
                 record=job.record,
                 heartbeat_at=read_heartbeat(self._run, token),
                 seen=job.seen,
-                scheduler_answered=self._scheduler_answered,
-                is_absence_final=self._scheduler.is_absence_final,
+                scheduler_answered=view.has_answered,
+                is_absence_final=view.scheduler.is_absence_final,
                 cancelled=job.cancelled,
                 listed_at=job.listed_at,
             )
@@ -237,11 +297,13 @@ class JobTracker:
             before = job.record
             self._read_record(job)
             if job.record != before:
-                self._update(job)
+                self._update(job, view)
                 return
         node = (job.seen.node if job.seen else None) or (job.record.host if job.record else None) or job.node
         if (verdict.state, node) != (job.state, job.node) or (verdict.state.is_final and job.why != verdict.why):
             self._note("job_state", job=job.name, job_id=job.job_id, state=verdict.state, node=node, why=verdict.why)
+        if verdict.state.is_final and not job.state.is_final:
+            view.host.collect_logs(job.planned, job.job_id)
         job.state, job.why, job.node = verdict.state, verdict.why, node
 
     def raise_if_dead(self, jobs: Iterable[TrackedJob] | None = None) -> None:
@@ -282,13 +344,19 @@ class JobTracker:
             return
         for job in chosen:
             job.cancelled = job.cancelled or not job.state.is_final
-        ids = [job.job_id for job in chosen]
-        self._note("cancel", job_ids=ids)
-        argv = self._scheduler.cancel_argv(ids)
-        answer: Answer = self._transport.run(argv, self._scheduler.command_timeout_s)
-        self._next_query = 0.0
-        if not self._scheduler.has_cancelled(answer):
-            raise CommandError(argv, answer.returncode, answer.stderr, "the scheduler did not cancel the jobs")
+        self._note("cancel", job_ids=[job.job_id for job in chosen], tokens=[job.planned.token for job in chosen])
+        failed = None
+        for view in self._views.values():
+            ids = [job.job_id for job in chosen if job.planned.host == view.host.name]
+            if not ids:
+                continue
+            argv = view.scheduler.cancel_argv(ids)
+            answer = view.ask(argv)
+            view.next_query = 0.0
+            if not view.scheduler.has_cancelled(answer):
+                failed = CommandError(argv, answer.returncode, answer.stderr, "the scheduler did not cancel the jobs")
+        if failed is not None:
+            raise failed
 
     def _note(self, event: str, **data: Any) -> None:
         """Write an event that nothing depends on: a full disk must not keep jobs from being watched and ended."""
@@ -319,11 +387,11 @@ class JobTracker:
         """Drop an intent that was refused or given up."""
         self._intended.pop(token, None)
 
-    def mark_cancelled(self, job_ids: Iterable[str]) -> None:
-        """Remember that these jobs were cancelled, by this or another orchestrator."""
-        ids = set(job_ids)
+    def mark_cancelled(self, tokens: Iterable[str]) -> None:
+        """Remember that the jobs of these tokens were cancelled, by this or another orchestrator."""
+        marked = set(tokens)
         for job in self._jobs.values():
-            job.cancelled = job.cancelled or job.job_id in ids
+            job.cancelled = job.cancelled or job.planned.token in marked
 
     @property
     def open_intents(self) -> tuple[str, ...]:
@@ -337,24 +405,27 @@ class JobTracker:
         believed at once; a job that comes later still finds the fence.
         """
         for token, intent in list(self._intended.items()):
-            job_id = self._find(token, intent)
+            job_id = self._find(intent)
             if job_id is None:
                 continue  # the intent stays open
             if job_id:
                 self.adopt(intent.planned, job_id, intent.at)
                 self._note("job_submitted", job=intent.planned.name, token=token, job_id=job_id, adopted=True)
             else:
-                self._fence(token)
+                self._fence(intent.planned)
                 self.forget(token)
                 self._note("job_abandoned", job=intent.planned.name, token=token)
 
-    def _find(self, token: str, intent: Intent) -> str | None:
+    def _find(self, intent: Intent) -> str | None:
         """Return the job id of an intent, empty if it has surely not been submitted; None if nobody can tell."""
+        token, view = intent.planned.token, self._views[intent.planned.host]
         while True:
+            if not view.host.collect([intent.planned]):
+                return None
             record = read_status(self._run, token)
             if record is not None:
                 return record.job_id  # it has run already, whatever the scheduler still knows of it
-            seen = self._query()
+            seen = view.query()
             if seen is None:
                 return None
             for item in seen.values():

@@ -100,6 +100,7 @@ class Lease:
         if other is not None and other.nonce != self._owner.nonce:
             raise RunBusyError(_whose(other))
         self._write()
+        self._next = 0.0  # hosts elsewhere are to hear of it as well
 
     def _lock_file(self) -> None:
         """Hold a lock for as long as this process lives; where the file system has none, the lease alone decides."""
@@ -131,20 +132,21 @@ class Lease:
         if owner is not None and owner.nonce != self._owner.nonce:
             raise LeaseLostError(f"{_whose(owner)}, and has taken it over from this one")
 
-    def renew(self) -> None:
-        """Write a fresh lease if the last one is older than 30 s.
+    def renew(self) -> dict[str, Any] | None:
+        """Write a fresh lease if the last one is older than 30 s, and return it.
 
         Raises:
             LeaseLostError: see verify.
             StorageError: it could not be written.
         """
-        if time.monotonic() >= self._next:
-            self.verify()
-            self._write()
+        if time.monotonic() < self._next:
+            return None
+        self.verify()
+        return self._write()
 
-    def keep(self) -> None:
-        """Lift the lease: services live until they are stopped or their wall time ends."""
-        self._write(keep=True)
+    def keep(self) -> dict[str, Any]:
+        """Lift the lease: services live until they are stopped or their wall time ends. Return it."""
+        return self._write(keep=True)
 
     def give_back(self) -> None:
         """Let another orchestrator take the run over at once; services go on until the lease runs out.
@@ -159,11 +161,12 @@ class Lease:
             os.close(self._lock)
             self._lock = None
 
-    def _write(self, keep: bool = False) -> None:
+    def _write(self, keep: bool = False) -> dict[str, Any]:
         now = time.time()
-        owner = asdict(self._owner)
-        write_json(self._path, {"owner": owner, "renewed_at": now, "expires_at": now + LEASE_S, "keep": keep})
+        lease = {"owner": asdict(self._owner), "renewed_at": now, "expires_at": now + LEASE_S, "keep": keep}
+        write_json(self._path, lease)
         self._next = time.monotonic() + RENEW_EVERY_S
+        return lease
 
 
 def _whose(owner: Owner) -> str:

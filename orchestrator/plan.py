@@ -11,7 +11,10 @@ from typing import Any, Literal
 
 from orchestrator.atomic import write_json, write_text
 from orchestrator.errors import UserError
+from orchestrator.forecast.document import Forecast
 from orchestrator.recipe.base import time_limit_s
+from orchestrator.recipe.guard import Notice
+from orchestrator.recipe.hosts import HERE
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.render import render
 from orchestrator.rundir import RunDir
@@ -30,6 +33,8 @@ class PlannedJob:
         token: Its name in the scheduler; see docs/run-directory.md.
         script_text: The batch script, byte for byte.
         config_text: The supervisor's configuration, byte for byte.
+        host: Where it runs.
+        pulls: Files of the run that it writes and that are read while it runs, below the run directory.
     """
 
     name: str
@@ -44,6 +49,8 @@ class PlannedJob:
     resources: RoleResources
     startup_timeout_s: float
     is_essential: bool
+    host: str = HERE
+    pulls: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -66,6 +73,7 @@ class PlannedJob:
             "role": self.role,
             "kind": self.kind,
             "scheduler": scheduler,
+            "host": self.host,
             "token": self.token,
             "script": str(self.script),
             "config": str(self.config),
@@ -73,6 +81,7 @@ class PlannedJob:
             "is_essential": self.is_essential,
             "startup_timeout_s": self.startup_timeout_s,
             "resources": self.resources.model_dump(mode="json", exclude_none=True),
+            "pulls": list(self.pulls),
         }
 
     @classmethod
@@ -98,6 +107,8 @@ class PlannedJob:
             resources=RoleResources.model_validate(data["resources"]),
             startup_timeout_s=data["startup_timeout_s"],
             is_essential=data["is_essential"],
+            host=data["host"],
+            pulls=tuple(data["pulls"]),
         )
         if job.sha256 != data["sha256"]:
             raise ValueError(f"{script} or {config} was changed since it was planned")
@@ -124,10 +135,10 @@ def plan_job(
     Raises:
         RenderError: a value cannot be put into the script safely.
     """
-    run, job = context.run, context.recipe.job
+    run, home, job = context.run, context.home, context.recipe.job
     stem = draft.name if generation == 1 else f"{draft.name}-r{generation}"
     token = job_token(run_id, stem)
-    batch_log = run.log(draft.name, "%j", "batch")
+    batch_log = home.log(draft.name, "%j", "batch")
     script_text = render(
         scheduler.template,
         {
@@ -148,6 +159,7 @@ def plan_job(
                 "config": run.supervisor_config(stem),
             },
             "service": draft.context,
+            "mail": _mail(job.notify, scheduler) if draft.role == "server" else None,
         },
     )
     config = _supervisor_config(draft, context, scheduler, run_id, token)
@@ -156,15 +168,38 @@ def plan_job(
         role=draft.role,
         kind=draft.kind,
         token=token,
-        script=run.script(stem),
+        script=home.script(stem),
         script_text=script_text,
-        config=run.supervisor_config(stem),
+        config=home.supervisor_config(stem),
         config_text=json.dumps(config, indent=2) + "\n",
         batch_log=batch_log,
         resources=draft.resources,
         startup_timeout_s=draft.startup_timeout_s,
         is_essential=draft.is_essential,
+        host=context.host,
+        pulls=tuple(str(path.relative_to(run.root)) for path in draft.pulls),
     )
+
+
+@dataclass(frozen=True)
+class Mail:
+    """What the scheduler mails about a job: its own names of the events, and addresses with commas."""
+
+    events: str
+    users: str
+
+
+def _mail(notices: Sequence[Notice], scheduler: Scheduler) -> Mail | None:
+    """Return the mail that ``notices`` ask for, about the serving job.
+
+    Raises:
+        UnsupportedFieldError: the scheduler sends no such mail.
+    """
+    asked = [notice for notice in notices if notice.mail is not None]
+    if not asked:
+        return None
+    events = {occasion for notice in asked for occasion in notice.on}
+    return Mail(scheduler.mail_events(events), ",".join(dict.fromkeys(notice.mail or "" for notice in asked)))
 
 
 def _supervisor_config(
@@ -222,8 +257,8 @@ class Plan:
         scheduler: Name of the scheduler.
         jobs: In the order of submission.
         notes: What was found, chosen, left out or does not apply, in words.
-        cache: Folder shared by all runs.
-        bind: Address that services listen on.
+        cache: Folder shared by all runs on this machine.
+        forecast: What can be told of cost, start, time and memory; None if nobody asked.
     """
 
     run_id: str
@@ -234,7 +269,7 @@ class Plan:
     trial: PlannedJob | None
     notes: tuple[str, ...]
     cache: Path
-    bind: str
+    forecast: Forecast | None = None
 
     @classmethod
     def from_json(cls, run: RunDir, data: dict[str, Any]) -> Plan:
@@ -254,7 +289,7 @@ class Plan:
             trial=PlannedJob.from_json(run, trials["job"]) if trials["job"] else None,
             notes=tuple(data["notes"]),
             cache=Path(data["cache_dir"]),
-            bind=data["bind"],
+            forecast=Forecast.model_validate(data["forecast"]) if data.get("forecast") else None,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -270,13 +305,29 @@ class Plan:
                 "job": self.trial.as_json(self.scheduler) if self.trial else None,
             },
             "gpu_hours": self.gpu_hours(),
+            "forecast": self.forecast.model_dump(mode="json") if self.forecast else None,
             "notes": list(self.notes),
             "cache_dir": str(self.cache),
-            "bind": self.bind,
         }
 
+    @property
+    def limits_s(self) -> dict[str, float | None]:
+        """The wall time of each role's jobs in seconds, partitions' defaults included; empty without a forecast."""
+        jobs = (*self.jobs, *([self.trial] if self.trial else []))
+        return {job.role: self.forecast.limit_s(job.name) for job in jobs} if self.forecast else {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is likely to go wrong, as far as the forecast tells."""
+        return self.forecast.warnings if self.forecast else ()
+
     def gpu_hours(self) -> float | None:
-        """Return the GPU-hours that the plan can use at most, or None where a GPU job has no time limit."""
+        """Return the GPU-hours that the plan can use at most, or None where a GPU job has no time limit.
+
+        The forecast knows partitions' own limits, those of trials, and the measurement of the winner as well.
+        """
+        if self.forecast is not None:
+            return self.forecast.gpu_hours
         total = 0.0
         for job, count in [
             *((job, 1) for job in self.jobs),

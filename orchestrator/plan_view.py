@@ -6,6 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.forecast.document import Forecast, StageCost, clock
 from orchestrator.plan import Plan, PlannedJob
 from orchestrator.recipe.infrastructure import RoleResources
 
@@ -29,12 +30,52 @@ def _render(plan: Plan) -> RenderableType:
     if plan.trial is not None:
         table.add_row(f"trial × {plan.trials}", *_cells(plan.trial))
     gpu_hours = plan.gpu_hours()
+    total = (
+        f"GPU-hours at most: {gpu_hours:.4g}" if gpu_hours is not None else "GPU-hours at most: no time limit is set"
+    )
+    forecast = plan.forecast
     lines = [
-        f"GPU-hours at most: {gpu_hours:g}" if gpu_hours is not None else "GPU-hours at most: no time limit is set",
+        *([] if forecast is None else _told(forecast, plan.trial.name if plan.trial else None)),
         f"Scripts: {plan.run.root}/scripts",
         *(f"Note: {note}" for note in plan.notes),
     ]
-    return Group(table, *(Text(line, overflow="fold") for line in lines))
+    costs = [] if forecast is None else [_stage_table(forecast)]
+    warnings = [] if forecast is None else [Text(f"Warning: {text}", style="yellow") for text in forecast.warnings]
+    return Group(table, *costs, Text(total), *(Text(line, overflow="fold") for line in lines), *warnings)
+
+
+def _stage_table(forecast: Forecast) -> Table:
+    table = Table(box=None, pad_edge=True)
+    for name in ("stage", "lasts", "GPU-hours"):
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    table.add_column("made of", overflow="fold")
+    for stage in forecast.stages:
+        table.add_row(stage.name, _length(stage), _hours(stage.gpu_hours), Text(stage.made_of))
+    return table
+
+
+def _length(stage: StageCost) -> str:
+    if stage.lasts_s is None:
+        return "no bound"
+    return f"{'≤' if stage.is_bound else 'about'} {clock(stage.lasts_s)}"
+
+
+def _hours(hours: float | None) -> str:
+    return "no bound" if hours is None else f"{hours:.4g}"
+
+
+def _told(forecast: Forecast, trial: str | None) -> list[str]:
+    """Return what is known of starts, accounts and memory, one line for each."""
+    by_words: dict[str, list[str]] = {}
+    for start in forecast.starts:
+        words = f"the scheduler would refuse it: {start.refusal}" if start.refusal else start.at or start.unknown or "-"
+        by_words.setdefault(words, []).append("trial" if start.job == trial else start.job)
+    return [
+        *(f"Start: {words} ({', '.join(names)})" for words, names in by_words.items()),
+        f"Account: {forecast.account}",
+        f"Partitions: {forecast.limits}",
+        *([] if forecast.fit.verdict == "does not fit" else [f"Memory: {forecast.fit.text}"]),
+    ]
 
 
 def _cells(job: PlannedJob) -> tuple[str | Text, ...]:

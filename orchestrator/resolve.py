@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import TypeVar
 
-from orchestrator.errors import Problem, RecipeError, UserError
+from orchestrator.errors import Problem, RecipeError, TransportError, UserError
 from orchestrator.recipe.document import Recipe
 from orchestrator.recipe.engines import PACKAGE_PREFIX, OllamaEngine, VllmEngine, find_engine
+from orchestrator.recipe.guard import Notice
+from orchestrator.recipe.hosts import HERE, Centre, HostSpec
 from orchestrator.recipe.infrastructure import Environment, Infrastructure, Resources, RoleResources
-from orchestrator.recipe.sections import SchedulerSpec
+from orchestrator.recipe.sections import LocalSchedulerSpec, PbsSchedulerSpec, SchedulerSpec, SlurmSchedulerSpec
 from orchestrator.schedulers import PartitionFacts, Scheduler, find_scheduler, make_scheduler
 from orchestrator.site import Site
-from orchestrator.transports import LocalTransport
+from orchestrator.transports import Transport
+from orchestrator.transports.ssh_spec import SshSpec
+from orchestrator.transports.ways import way_to
 
 ROLES = ("server", "client", "monitoring", "trial")
 CLIENTS_PER_PROCESS = 64
@@ -25,13 +29,16 @@ MAX_LOAD_PROCESSES = 8
 ValueT = TypeVar("ValueT")
 
 
+Connect = Callable[[SshSpec], Transport]
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A recipe with every choice made.
 
     Attributes:
-        recipe: Scheduler, engine, interpreters and each role's resources are set.
-        scheduler: The backend.
+        recipe: Scheduler, engine, hosts, interpreters and each role's resources are set.
+        scheduler: The backend of this machine.
         notes: What was found, chosen or does not apply, in words for the plan.
     """
 
@@ -40,7 +47,19 @@ class Resolved:
     notes: tuple[str, ...]
 
 
-def resolve(recipe: Recipe, site: Site, transport: LocalTransport, base_dir: Path) -> Resolved:
+@dataclass(frozen=True)
+class _Place:
+    """One machine where jobs may run, as far as planning needs it."""
+
+    host: str
+    centre: Centre
+    spec: SchedulerSpec
+    scheduler: Scheduler
+    facts: Mapping[str, PartitionFacts]
+    environment: Environment
+
+
+def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, connect: Connect = way_to) -> Resolved:
     """Return ``recipe`` with every choice made.
 
     Args:
@@ -48,53 +67,138 @@ def resolve(recipe: Recipe, site: Site, transport: LocalTransport, base_dir: Pat
         site: The centre's defaults.
         transport: Asked what partitions the scheduler has.
         base_dir: Relative paths in the recipe are below this folder.
+        connect: Makes the way to a host; it is asked for its scheduler, partitions and home directory.
 
     Raises:
         UserError: a choice cannot be made, or a field does not go with the scheduler that was chosen.
+        TransportError: a host cannot be asked.
     """
     notes: list[str] = []
     job = recipe.job
-    scheduler_spec = _scheduler_spec(job.scheduler, site.scheduler)
-    if scheduler_spec is None:
-        scheduler_spec, why = find_scheduler()
-        notes.append(f"scheduler: {scheduler_spec.kind}, because {why}")
-    scheduler = make_scheduler(scheduler_spec)
-    model = _absolute_model(job.service.model, base_dir)
+    here = _here(recipe, site, transport, notes)
+    hosts = _hosts_of_roles(recipe)
+    specs = {**site.hosts, **job.hosts}
+    places = {
+        HERE: here,
+        **{name: _there(name, recipe, specs, connect, notes) for name in set(hosts.values()) - {HERE}},
+    }
+    server = places[hosts["server"]]
+    model = _absolute_model(job.service.model, base_dir) if server is here else job.service.model
     engine = job.engine
     if engine is None:
         engine, why = find_engine(model)
         notes.append(f"engine: {engine.kind}, because {why}")
-    environment = _merge_environment(job.environment, site.environment)
-    facts = _partition_facts(scheduler, site, transport)
     processes = job.benchmark.processes or min(MAX_LOAD_PROCESSES, -(-job.service.n_clients // CLIENTS_PER_PROCESS))
-    resources = {
-        role: scheduler.resources(
+    resources = {}
+    for role in ROLES:
+        place = places[hosts[role]]
+        resources[role] = place.scheduler.resources(
             role,
-            _wanted(role, recipe, site, engine),
+            _wanted(role, recipe, place.centre, engine, inherits=place.host == server.host),
             client_cpus(processes) if role == "client" else None,
-            facts,
+            place.facts,
             notes,
-        )
-        for role in ROLES
-    }
-    engine = _resolve_engine(engine, resources["server"], environment, job.service.n_clients, notes)
+        ).model_copy(update={"host": None if place.host == HERE else place.host})
+    engine = _resolve_engine(engine, resources["server"], server.environment, job.service.n_clients, notes)
     if isinstance(engine, OllamaEngine) and job.service.precision != "auto":
         notes.append(f"service.precision = {job.service.precision}: not applied, Ollama's tag decides the precision")
     chosen = job.model_copy(
         update={
-            "scheduler": scheduler_spec,
+            "scheduler": here.spec,
+            "host": None,
+            "hosts": {name: _resolved_host(specs[name], place) for name, place in places.items() if name != HERE},
             "engine": engine,
-            "environment": environment,
+            "environment": here.environment,
             "resources": Resources(**resources),
             "service": job.service.model_copy(update={"model": model}),
             "benchmark": job.benchmark.model_copy(update={"processes": processes}),
-            "network": job.network.model_copy(update={"bind": job.network.bind or site.bind or scheduler.default_bind}),
+            "network": job.network.model_copy(
+                update={"bind": job.network.bind or site.bind or here.scheduler.default_bind}
+            ),
             "monitoring": _monitoring_with_binaries(recipe, site),
-            "hpo": _absolute_data(recipe, base_dir),
+            "notify": tuple(_absolute_notice(notice, base_dir) for notice in job.notify),
+            "hpo": _absolute_data(recipe, base_dir) if hosts["trial"] == HERE else recipe.job.hpo,
         }
     )
     _check_combinations(chosen.name, chosen.working_dirs.launch_iteration_pattern, chosen.working_dirs.job_pattern)
-    return Resolved(recipe.model_copy(update={"job": chosen}), scheduler, tuple(notes))
+    return Resolved(recipe.model_copy(update={"job": chosen}), here.scheduler, tuple(notes))
+
+
+def _hosts_of_roles(recipe: Recipe) -> dict[str, str]:
+    """Return where each role's jobs run.
+
+    Raises:
+        RecipeError: a role cannot be there.
+    """
+    job = recipe.job
+    found = {role: getattr(job.resources, role).host or job.host or HERE for role in ROLES}
+    problems = []
+    if job.resources.client.host not in {None, found["server"]}:
+        problems.append(Problem("job.resources.client.host", "is not the server's host", found["server"]))
+    if job.resources.monitoring.host not in {None, HERE}:
+        problems.append(Problem("job.resources.monitoring.host", "monitoring runs on this machine", HERE))
+    if problems:
+        raise RecipeError("recipe", problems)
+    return {**found, "client": found["server"], "monitoring": HERE}
+
+
+def _here(recipe: Recipe, site: Site, transport: Transport, notes: list[str]) -> _Place:
+    spec = _scheduler_spec(recipe.job.scheduler, site.scheduler)
+    if spec is None:
+        spec, why = find_scheduler()
+        notes.append(f"scheduler: {spec.kind}, because {why}")
+    scheduler = make_scheduler(spec)
+    environment = _merge_environment(recipe.job.environment, site.environment, sys.executable)
+    facts = _partition_facts(scheduler, site, transport)
+    return _Place(HERE, site, spec, scheduler, facts, environment)
+
+
+def _there(name: str, recipe: Recipe, specs: Mapping[str, HostSpec], connect: Connect, notes: list[str]) -> _Place:
+    """Ask a host for what planning needs.
+
+    Raises:
+        RecipeError: it is described neither in the recipe nor in the site file, or has no scheduler.
+        TransportError: it cannot be asked.
+    """
+    if name not in specs:
+        known = ", ".join(sorted(specs)) or "none: describe it in job.hosts or in the site file's hosts"
+        raise RecipeError("recipe", [Problem("job.host", f"'{name}' is no known host", known)])
+    spec = specs[name]
+    transport = connect(spec.ssh)
+    transport.open(interactive=sys.stdin is not None and sys.stdin.isatty())
+    chosen = spec.scheduler or _find_scheduler_there(name, transport, notes)
+    if isinstance(chosen, LocalSchedulerSpec):
+        raise RecipeError(
+            "recipe",
+            [Problem(f"job.hosts.{name}.scheduler", "has neither sbatch nor qsub", "a host with a batch system")],
+        )
+    scheduler = make_scheduler(chosen)
+    environment = _merge_environment(spec.environment, recipe.job.environment, "python3")
+    facts = _partition_facts(scheduler, spec, transport)
+    if not spec.base_dir.startswith("/"):
+        answer = transport.run(["pwd"], 30.0)
+        if answer.returncode != 0:
+            raise TransportError(name, f"its home directory is not known: {answer.stderr.strip()}")
+        spec = spec.model_copy(update={"base_dir": f"{answer.stdout.strip()}/{spec.base_dir}"})
+    return _Place(name, spec, chosen, scheduler, facts, environment)
+
+
+def _find_scheduler_there(name: str, transport: Transport, notes: list[str]) -> SchedulerSpec:
+    answer = transport.run(["sh", "-c", "command -v sbatch || command -v qsub || true"], 30.0)
+    if answer.returncode != 0:
+        raise TransportError(name, f"it cannot be asked for its scheduler: {answer.stderr.strip()}")
+    found = Path(answer.stdout.strip() or "none").name
+    known: dict[str, SchedulerSpec] = {"sbatch": SlurmSchedulerSpec(), "qsub": PbsSchedulerSpec()}
+    spec = known.get(found) or LocalSchedulerSpec()
+    notes.append(f"{name}: scheduler {spec.kind}, because {found} is on PATH there")
+    return spec
+
+
+def _resolved_host(spec: HostSpec, place: _Place) -> HostSpec:
+    base_dir = place.centre.base_dir if isinstance(place.centre, HostSpec) else spec.base_dir
+    bind = spec.bind or place.scheduler.default_bind
+    update = {"scheduler": place.spec, "environment": place.environment, "base_dir": base_dir, "bind": bind}
+    return spec.model_copy(update=update)
 
 
 def _scheduler_spec(own: SchedulerSpec | None, site: SchedulerSpec | None) -> SchedulerSpec | None:
@@ -108,9 +212,14 @@ def _first(*values: ValueT | None) -> ValueT | None:
     return next((value for value in values if value is not None), None)
 
 
-def _wanted(role: str, recipe: Recipe, site: Site, engine: VllmEngine | OllamaEngine) -> RoleResources:
-    """Return what recipe and site ask for one role, before the scheduler's defaults."""
-    infra: Infrastructure = recipe.job.infrastructure
+def _wanted(
+    role: str, recipe: Recipe, site: Centre, engine: VllmEngine | OllamaEngine, inherits: bool
+) -> RoleResources:
+    """Return what recipe and site ask for one role, before the scheduler's defaults.
+
+    Partition, account and time of the serving job mean nothing on another host.
+    """
+    infra: Infrastructure = recipe.job.infrastructure if inherits else Infrastructure()
     own: RoleResources = getattr(recipe.job.resources, role)
     site_partition: str | None = getattr(site.role_partitions, role)
     common = {
@@ -188,10 +297,10 @@ def _resolve_engine(
     )
 
 
-def _merge_environment(own: Environment, site: Environment) -> Environment:
+def _merge_environment(own: Environment, site: Environment, python: str) -> Environment:
     return own.model_copy(
         update={
-            "python": own.python or site.python or sys.executable,
+            "python": own.python or site.python or python,
             "supervisor_python": own.supervisor_python
             if "supervisor_python" in own.model_fields_set
             else site.supervisor_python,
@@ -201,7 +310,7 @@ def _merge_environment(own: Environment, site: Environment) -> Environment:
     )
 
 
-def _partition_facts(scheduler: Scheduler, site: Site, transport: LocalTransport) -> Mapping[str, PartitionFacts]:
+def _partition_facts(scheduler: Scheduler, site: Centre, transport: Transport) -> Mapping[str, PartitionFacts]:
     answer = transport.run(scheduler.partitions_argv(), scheduler.command_timeout_s)
     facts = dict(scheduler.parse_partitions(answer))
     facts.update(
@@ -250,6 +359,17 @@ def _absolute_data(recipe: Recipe, base_dir: Path) -> object:
         return hpo
     folder = _absolute("job.hpo.dataset.dir", hpo.dataset.dir, base_dir)
     return hpo.model_copy(update={"dataset": hpo.dataset.model_copy(update={"dir": folder})})
+
+
+def _absolute_notice(notice: Notice, base_dir: Path) -> Notice:
+    """Return ``notice`` with its files named absolutely: a run may be resumed from another folder."""
+    update: dict[str, object] = {}
+    if notice.token_file is not None:
+        update["token_file"] = _absolute("job.notify.token_file", notice.token_file, base_dir)
+    if notice.command is not None and "/" in notice.command[0]:
+        program = _absolute("job.notify.command", notice.command[0], base_dir)
+        update["command"] = (program, *notice.command[1:])
+    return notice.model_copy(update=update)
 
 
 def _check_combinations(name: str, launch_pattern: str, job_pattern: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from orchestrator.atomic import make_private_dir, write_json
@@ -19,25 +21,31 @@ from orchestrator.errors import (
     StageError,
     StorageError,
 )
+from orchestrator.gpu_guard import GpuGuard
 from orchestrator.history import RunState, replay, saved_stages
 from orchestrator.interrupts import Interrupts, TerminatedError
 from orchestrator.jobs import JobTracker
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.metrics import MetricsSink
+from orchestrator.notices import Notifier, RunFacts, own_end
 from orchestrator.progress import Progress
+from orchestrator.recipe.hosts import HERE
 from orchestrator.records import Endpoint, read_endpoint
 from orchestrator.report import write_report
 from orchestrator.rundir import experiment_id_of
+from orchestrator.service import Role
 from orchestrator.stage import Stage, StageContext
 from orchestrator.summary import Outcome, finite, summarise
 from orchestrator.tracked import TrackedJob
-from orchestrator.transports import LocalTransport
 from orchestrator.truth import FRESH_S
 
 END_TIMEOUT_S = 90.0
 CANCEL_AGAIN_S = 20.0
 TICK_S = 0.5
+# What notices of a run's end may take; a batch job out of time is killed half a minute after it was told to end.
+NOTICE_PATIENCE_S = 45.0
+LEAVING_PATIENCE_S = 8.0
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +60,6 @@ class Run:
         self,
         composed: Composed,
         parts: Parts,
-        transport: LocalTransport,
         progress: Progress,
         interrupts: Interrupts,
         keep: bool,
@@ -63,7 +70,6 @@ class Run:
         Args:
             composed: What is to be run.
             parts: What is built on the core.
-            transport: Runs the scheduler's commands.
             progress: What people see.
             interrupts: The signals of this process.
             keep: Whether services stay up when the run has been completed.
@@ -73,8 +79,13 @@ class Run:
         self._run = composed.plan.run
         self._ledger = Ledger(self._run.events)
         self._lease = Lease(self._run.lease)
-        polling = composed.recipe.job.polling
-        self._jobs = JobTracker(self._run, self._ledger, composed.scheduler, transport, polling, self._undisturbed)
+        job, polling = composed.recipe.job, composed.recipe.job.polling
+        trial_timeout_s = job.hpo.trial_timeout_s if job.hpo else None
+        limits_s = composed.plan.limits_s
+        self._guard = GpuGuard(self._run, job.guard.max_gpu_hours, trial_timeout_s, limits_s)
+        facts = RunFacts(composed.plan.run_id, job.name, self._run.root)
+        self._notifier = Notifier(job.notify, facts, limits_s, own_end(os.environ))
+        self._jobs = JobTracker(self._run, self._ledger, composed.hosts, polling, self._undisturbed, self._guard.check)
         self._metrics: MetricsSink = parts.make_metrics(self._run, composed.plan.run_id, composed.recipe)
         self._records_s = polling.records_s
         self._told_dead: set[str] = set()
@@ -167,8 +178,12 @@ class Run:
         return not stages or any(stage.name not in self.outcome.stages for stage in stages)
 
     def _prepare(self) -> None:
+        for host in self._composed.hosts:
+            if host.name != HERE:
+                self._progress.say(f"{host.name}: connects, and brings the run's files to {host.run.root}")
+            host.prepare()
         for service in self._composed.services:
-            service.prepare(self._composed.context, self._progress.say)
+            service.prepare(self._composed.contexts[service.role], self._progress.say)
 
     def _deploy(self) -> None:
         planned = self._composed.plan.jobs
@@ -189,6 +204,7 @@ class Run:
                 break
             time.sleep(min(self._records_s, TICK_S))
         self._ledger.append("ready")
+        self._notifier.tell("ready", "running", f"{self._composed.recipe.job.name}: all services are ready")
 
     def _services(self) -> list[TrackedJob]:
         return [job for job in self._jobs.jobs if job.planned.kind == "service"]
@@ -200,13 +216,14 @@ class Run:
             run=self._run,
             run_id=plan.run_id,
             experiment_id=experiment_id_of(recipe.job.name, plan.run_id),
-            plan=self._composed.context,
+            plan=self._composed.contexts["trial"],
             jobs=self._jobs,
             metrics=self._metrics,
             progress=self._progress,
             ledger=self._ledger,
             endpoint=self._endpoint,
             plan_job=lambda draft: self._composed.plan_job(draft, self._jobs.next_generation(draft.name)),
+            fetch=self._fetch,
             wait=self._wait,
         )
         for stage in self._composed.stages:
@@ -248,6 +265,9 @@ class Run:
             time.sleep(2 * TICK_S)
         return error
 
+    def _fetch(self, role: Role, path: Path, excludes: tuple[str, ...] = ()) -> None:
+        self._composed.hosts[self._composed.contexts[role].host].fetch(path, excludes)
+
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while True:
@@ -266,9 +286,10 @@ class Run:
             StopRequestedError: ``orch.py stop`` asked for the end.
             LeaseLostError: another orchestrator has taken the run over.
         """
-        self._lease.renew()
+        self._renew_lease()
         self._jobs.poll()
         self._progress.show_jobs(self._jobs.jobs)
+        self._notifier.look(self._services())
         self._jobs.raise_if_dead()
         self._jobs.raise_if_stuck()
         for job in self._services():
@@ -277,6 +298,11 @@ class Run:
                 self._progress.say(f"{job.name} is left out from here on: {self._jobs.failure(job)}")
         if self._run.stop_request.exists():
             raise StopRequestedError("stopped by `orch.py stop`")
+
+    def _renew_lease(self) -> None:
+        written = self._lease.renew()
+        if written is not None:
+            self._composed.hosts.write_lease(written)
 
     def _ready_endpoint(self, job: TrackedJob) -> Endpoint | None:
         """Return the endpoint of a ready job; an endpoint of another attempt is somebody else's."""
@@ -305,8 +331,17 @@ class Run:
             self._attempt(self._clear_metrics)
             self._attempt(self._tear_down)
         outcome.finished_at = time.time()
-        self._attempt(lambda: self._ledger.append("run_finished", state=outcome.state, kept=keep))
+        # A run without summary has not finished: one that is killed in between is put away again by `resume`.
         self._attempt(self._summarise)
+        self._attempt(lambda: self._ledger.append("run_finished", state=outcome.state, kept=keep))
+        self._tell_end(NOTICE_PATIENCE_S)
+
+    def _tell_end(self, patience_s: float) -> None:
+        """Tell whoever wants to know how the run ended, and wait that long for them to be told."""
+        state, error = self.outcome.state, (self.outcome.error or "").partition("\n")[0]
+        text = f"{self._composed.recipe.job.name}: {state}" + (f": {error}" if error else "")
+        self._notifier.tell("failed" if state in {"failed", "left"} else "finished", state, text)
+        self._notifier.close(patience_s)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -322,7 +357,7 @@ class Run:
 
     def _keep_services(self) -> None:
         prometheus = read_endpoint(self._run, "prometheus")
-        self._lease.keep()
+        self._composed.hosts.write_lease(self._lease.keep())
         self.outcome.monitoring["prometheus_url"] = prometheus.url if prometheus else None
 
     def _clear_metrics(self) -> None:
@@ -331,6 +366,7 @@ class Run:
 
     def _summarise(self) -> None:
         composed = self._composed
+        self.outcome.gpu_hours = self._guard.figures()
         summary = summarise(composed.recipe, composed.plan, self.outcome, self._jobs.jobs)
         write_json(self._run.summary, summary)
         write_report(self._run)
@@ -383,4 +419,5 @@ class Run:
                 self._ledger.append("orchestrator_left", exit_code=outcome.exit_code)
             except StorageError as error:
                 log.warning("%s", error)
+            self._tell_end(LEAVING_PATIENCE_S)
         return outcome

@@ -60,9 +60,12 @@ class RunDir:
         Raises:
             StorageError: it cannot be made.
         """
-        make_private_dir(self.root)
-        for folder in _FOLDERS:
-            make_private_dir(self.root / folder)
+        for folder in self.folders():
+            make_private_dir(folder)
+
+    def folders(self) -> tuple[Path, ...]:
+        """The run directory and all its folders."""
+        return (self.root, *(self.root / folder for folder in _FOLDERS))
 
     def make_latest(self) -> None:
         """Point ``latest``, beside the run, at this run."""
@@ -123,6 +126,11 @@ class RunDir:
     @property
     def scrape_token(self) -> Path:
         return self.root / "secrets" / "scrape_token"
+
+    @property
+    def code(self) -> Path:
+        """What runs on compute nodes; only on a host that does not share the clone."""
+        return self.root / "code"
 
     @property
     def supervisor(self) -> Path:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from orchestrator.recipe.document import Recipe
+from orchestrator.recipe.hosts import HERE
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.rundir import RunDir
+from orchestrator.transports import LocalTransport, Transport
 
 Role = Literal["server", "client", "monitoring", "trial"]
 
@@ -70,6 +72,7 @@ class JobDraft:
         endpoint: Further fields of the endpoint record.
         port: A fixed port, or None for a free one.
         is_essential: Whether the run ends when this job does.
+        pulls: Small files that the job writes and the orchestrator reads while it runs.
     """
 
     name: str
@@ -88,19 +91,24 @@ class JobDraft:
     port: int | None = None
     startup_timeout_s: float = 600.0
     is_essential: bool = True
+    pulls: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class PlanContext:
-    """What a service may look at while it says what it needs.
+    """What a service may look at while it says what it needs. Each role has one: its jobs may run elsewhere.
 
     Attributes:
-        recipe: With every choice made.
-        run: The run's paths.
-        project: Folder of the clone.
+        recipe: With every choice made; scheduler and environment are those of the host.
+        run: The run's paths as its jobs see them.
+        home: The run's paths as the orchestrator sees them.
+        host: Name of the host.
+        transport: The way to the host.
+        project: Folder of the clone as jobs see it.
         cache: Folder shared by all runs: models, images, data.
         bind: Address that services listen on.
         run_id: The run's id.
+        home_cache: Folder shared by all runs, on this machine.
     """
 
     recipe: Recipe
@@ -109,12 +117,22 @@ class PlanContext:
     cache: Path
     bind: str
     run_id: str
+    home: RunDir
+    home_cache: Path
+    host: str = HERE
+    transport: Transport = field(default_factory=LocalTransport)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the host is this machine, or shares its files."""
+        return self.host == HERE
 
 
 class Service(Protocol):
     """One deployable part of a run."""
 
     name: str
+    role: Role
 
     def check(self, context: PlanContext) -> None:
         """Look, without changing anything, whether the service can run here.

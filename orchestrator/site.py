@@ -4,50 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from orchestrator.errors import Problem, SiteError
-from orchestrator.recipe.base import StrictModel, TimeLimit, Word
-from orchestrator.recipe.infrastructure import Environment
+from orchestrator.recipe.base import Word
+from orchestrator.recipe.hosts import Centre, HostName, HostSpec
 from orchestrator.recipe.load import expand_variables, read_document, validate
-from orchestrator.recipe.sections import Binaries, SchedulerSpec
 
 
-class Partition(StrictModel):
-    """What is known of one partition."""
-
-    gpus_per_node: Annotated[int, Field(ge=0, le=64)] = 0
-    gpu_type: Word | None = None
-    """Name of the GPU in the scheduler's generic resources, such as `a100`."""
-
-
-class RolePartitions(StrictModel):
-    """Partition of each role where the recipe names none."""
-
-    server: Word | None = None
-    client: Word | None = None
-    monitoring: Word | None = None
-    trial: Word | None = None
-
-
-class Site(StrictModel):
-    """One centre's defaults. The recipe beats all of them."""
+class Site(Centre):
+    """One centre's defaults, and the hosts that its users reach."""
 
     name: Word = "unnamed"
-    scheduler: SchedulerSpec | None = None
-    account: Word | None = None
-    qos: Word | None = None
-    time: TimeLimit | None = None
-    partitions: dict[Word, Partition] = {}
-    role_partitions: RolePartitions = RolePartitions()
-    environment: Environment = Environment()
-    binaries: Binaries = Binaries()
-    bind: Word | None = None
-    """Address that services listen on; 127.0.0.1 where all nodes are one machine."""
-    cache_dir: Word | None = None
-    """Shared folder of converted models and images; cache/ in the project's output folder if not given."""
+    hosts: dict[HostName, HostSpec] = {}
+    """Machines that jobs can run on, by the names under which recipes know them."""
 
 
 def default_site_path(home: Path | None = None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.jobs import JobTracker
@@ -14,7 +15,7 @@ from orchestrator.progress import Progress
 from orchestrator.recipe.document import Recipe
 from orchestrator.records import Endpoint
 from orchestrator.rundir import RunDir
-from orchestrator.service import JobDraft, PlanContext
+from orchestrator.service import JobDraft, PlanContext, Role
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ class StageContext:
         run: The run's paths.
         run_id: The run's id.
         experiment_id: ``<name>_<run id>``.
-        plan: For drafts of further jobs.
+        plan: For drafts of further jobs, which are trials.
         jobs: Submits and tracks jobs.
         metrics: Where pushed metrics go.
         progress: What people see.
         ledger: The run's ledger.
         endpoint: Returns the endpoint of a ready service of this run; raises ServiceAnswerError if it is not ready.
         plan_job: Makes a job of a draft, without submitting it.
+        fetch: Brings a file or folder of the run here from where jobs of a role write it: role, path, what to leave
+            out. Raises TransportError.
         wait: Sleeps that many seconds while it watches all jobs, renews the lease and shows progress. Stages call it
             in every loop. Raises JobFailedError as soon as an essential service has died.
     """
@@ -48,6 +51,7 @@ class StageContext:
     ledger: Ledger
     endpoint: Callable[[str], Endpoint]
     plan_job: Callable[[JobDraft], PlannedJob]
+    fetch: Callable[[Role, Path, tuple[str, ...]], None]
     wait: Callable[[float], None]
 
 
@@ -55,6 +59,8 @@ class Stage(Protocol):
     """One stage of a run."""
 
     name: str
+    role: Role
+    """Role of the jobs that it starts or asks; its checks are those of their host."""
 
     def is_wanted(self, recipe: Recipe) -> bool:
         """Return whether the recipe asks for this stage."""

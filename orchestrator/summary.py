@@ -26,6 +26,7 @@ class Outcome:
         finished_at: When it ended, or None before it has.
         resumed: How many times it was resumed.
         exit_code: What the process ends with.
+        gpu_hours: GPU-hours used by all its jobs, and the cap (None for none).
     """
 
     state: str = "running"
@@ -36,6 +37,7 @@ class Outcome:
     finished_at: float | None = None
     resumed: int = 0
     exit_code: int = 0
+    gpu_hours: dict[str, Any] = field(default_factory=dict)
 
 
 def summarise(recipe: Recipe, plan: Plan, outcome: Outcome, jobs: Iterable[TrackedJob]) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def summarise(recipe: Recipe, plan: Plan, outcome: Outcome, jobs: Iterable[Track
         "served": _served(recipe, jobs),
         "jobs": [_job(job) for job in jobs],
         "stages": outcome.stages,
+        "gpu_hours": outcome.gpu_hours,
         "monitoring": outcome.monitoring,
         "notes": list(plan.notes),
         "provenance": recipe.provenance or {},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orchestrator.errors import ProgramMissingError
-from orchestrator.service import PlanContext, Service
+from orchestrator.service import PlanContext, Role, Service
 from services.client import ClientService
 from services.ollama import OllamaService
 from services.programs import is_installed
@@ -23,13 +23,17 @@ MONITORING: Mapping[str, type[PushgatewayService] | type[PrometheusService]] = {
 }
 
 
-def services_of(context: PlanContext) -> tuple[list[Service], list[str]]:
+def services_of(contexts: Mapping[Role, PlanContext]) -> tuple[list[Service], list[str]]:
     """Return the services of a run, in the order of submission, and notes on what is left out and why.
+
+    Args:
+        contexts: What each role's jobs are planned with.
 
     Raises:
         ProgramMissingError: monitoring is required and a program of it is not installed.
     """
-    monitoring, notes = _monitoring(context)
+    context = contexts["server"]
+    monitoring, notes = _monitoring(contexts["monitoring"])
     engine = context.recipe.job.engine
     server = ENGINES[engine.kind if engine else "vllm"]()
     return [server, ClientService(server.draft(context)), *monitoring], notes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.errors import ProgramMissingError
 from orchestrator.resolve import client_cpus
-from orchestrator.service import Check, JobDraft, PlanContext, Target
+from orchestrator.service import Check, JobDraft, PlanContext, Role, Target
 from services.exporters import node_exporter
 from services.programs import missing_packages
 
@@ -38,6 +38,7 @@ class ClientService:
     """The client service of a run."""
 
     name = "client"
+    role: Role = "client"
 
     def __init__(self, server: JobDraft) -> None:
         """Remember whom to ask.
@@ -49,9 +50,9 @@ class ClientService:
 
     def check(self, context: PlanContext) -> None:
         python = _python(context)
-        missing = missing_packages(python, PACKAGES)
+        missing = missing_packages(context, python, PACKAGES)
         if missing is None or missing:
-            what = f"lacks {', '.join(missing)}" if missing else "cannot be run here"
+            what = f"lacks {', '.join(missing)}" if missing else f"cannot be run on '{context.host}'"
             raise ProgramMissingError(
                 f"the client service's interpreter '{python}' {what}.\n"
                 "Run `make env`, or name an interpreter that has them in job.environment.python."
@@ -68,7 +69,7 @@ class ClientService:
         processes = job.benchmark.processes or 1
         return JobDraft(
             name=self.name,
-            role="client",
+            role=self.role,
             kind="service",
             body="services/client.j2",
             context=ClientContext(
@@ -81,7 +82,7 @@ class ClientService:
                 processes=processes,
                 request_timeout_s=job.service.request_timeout_s,
                 max_tokens=job.benchmark.max_tokens,
-                api_token_file=server.auth_token_file,
+                api_token_file=context.run.api_token if server.auth_token_file else None,
                 # Whoever may use the model may use the client, which spends the model's token: nobody else.
                 auth_token_file=context.run.api_token,
                 scrape_token_file=context.run.scrape_token,

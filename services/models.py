@@ -10,6 +10,7 @@ from pathlib import Path
 import requests
 
 from orchestrator.errors import ModelNotFoundError, ProgramMissingError
+from orchestrator.model_files import hub_folder
 from orchestrator.recipe.engines import PACKAGE_PREFIX
 from services.conversion import convert, is_complete, sole_converter
 
@@ -127,8 +128,7 @@ def _check_directory(folder: Path) -> None:
 
 def _check_hub(model: str) -> None:
     """Ask the hub whether ``model`` exists, unless it is in the local hub cache or the hub is switched off."""
-    hub_home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cached = Path(os.environ.get("HF_HUB_CACHE", hub_home / "hub")) / f"models--{model.replace('/', '--')}"
+    cached = hub_folder(model)
     if (cached / "snapshots").is_dir():
         return
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes"}:

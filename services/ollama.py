@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.atomic import make_private_dir
 from orchestrator.errors import ProgramMissingError, UserError
 from orchestrator.recipe.engines import OllamaEngine
-from orchestrator.service import Check, JobDraft, PlanContext
+from orchestrator.service import Check, JobDraft, PlanContext, Role
 from services.exporters import node_exporter
 from services.programs import is_installed
 
@@ -27,6 +27,7 @@ class OllamaService:
     """The Ollama server of a run."""
 
     name = "ollama"
+    role: Role = "server"
 
     def check(self, context: PlanContext) -> None:
         engine = _engine(context)
@@ -57,7 +58,7 @@ class OllamaService:
         }
         return JobDraft(
             name=self.name,
-            role="server",
+            role=self.role,
             kind="service",
             body="services/ollama.j2",
             context=OllamaContext(engine.executable, job.service.model, engine.engine_args),

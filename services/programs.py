@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from functools import lru_cache
+
+from orchestrator.service import PlanContext
+from orchestrator.transports import LocalTransport, Transport
+
+_FIND = "import importlib.util, sys; print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])"
 
 
 def is_installed(program: str) -> bool:
@@ -12,14 +16,16 @@ def is_installed(program: str) -> bool:
     return shutil.which(program) is not None
 
 
+def missing_packages(context: PlanContext, python: str, packages: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return which of ``packages`` the host's interpreter cannot find, or None if it cannot be run there."""
+    return _missing_here(python, packages) if context.is_here else _missing_there(context.transport, python, packages)
+
+
 @lru_cache(maxsize=64)
-def missing_packages(python: str, packages: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return which of ``packages`` the interpreter cannot find, or None if the interpreter cannot be run here."""
-    code = (
-        "import importlib.util, sys; print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])"
-    )
-    try:
-        done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return tuple(done.stdout.split())
+def _missing_here(python: str, packages: tuple[str, ...]) -> tuple[str, ...] | None:
+    return _missing_there(LocalTransport(), python, packages)
+
+
+def _missing_there(transport: Transport, python: str, packages: tuple[str, ...]) -> tuple[str, ...] | None:
+    answer = transport.run([python, "-c", _FIND, *packages], 60.0)
+    return tuple(answer.stdout.split()) if answer.returncode == 0 else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.atomic import make_private_dir
 from orchestrator.errors import UnsafeValueError
 from orchestrator.render import render
-from orchestrator.service import Check, JobDraft, PlanContext, Target
+from orchestrator.service import Check, JobDraft, PlanContext, Role, Target
 
 CONFIG = "prometheus.yml"
 
@@ -29,6 +29,7 @@ class PrometheusService:
     """The Prometheus of a run."""
 
     name = "prometheus"
+    role: Role = "monitoring"
 
     def check(self, context: PlanContext) -> None:
         """Nothing more to look at: the catalog leaves it out where it is not installed."""
@@ -43,7 +44,7 @@ class PrometheusService:
         job = context.recipe.job
         return JobDraft(
             name=self.name,
-            role="monitoring",
+            role=self.role,
             kind="service",
             body="services/prometheus.j2",
             context=PrometheusContext(

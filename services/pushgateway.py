@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.service import Check, JobDraft, PlanContext, Target
+from orchestrator.service import Check, JobDraft, PlanContext, Role, Target
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class PushgatewayService:
     """The Pushgateway of a run."""
 
     name = "pushgateway"
+    role: Role = "monitoring"
 
     def check(self, context: PlanContext) -> None:
         """Nothing more to look at: the catalog leaves it out where it is not installed."""
@@ -34,7 +35,7 @@ class PushgatewayService:
         job = context.recipe.job
         return JobDraft(
             name=self.name,
-            role="monitoring",
+            role=self.role,
             kind="service",
             body="services/pushgateway.j2",
             context=PushgatewayContext(job.monitoring.binaries.pushgateway),

@@ -9,9 +9,10 @@ from pathlib import Path
 from orchestrator.errors import ProgramMissingError, UnsupportedFieldError, UserError
 from orchestrator.recipe.engines import VllmEngine
 from orchestrator.recipe.sections import Precision
-from orchestrator.service import Check, JobDraft, PlanContext, Target
+from orchestrator.service import Check, JobDraft, PlanContext, Role, Target
 from services.exporters import node_exporter
 from services.models import check_model, is_local, model_argument, prepare_model, served_name
+from services.models_there import bring_model, check_model_there
 from services.programs import missing_packages
 
 DTYPES: dict[Precision, str] = {"auto": "auto", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -40,6 +41,7 @@ class VllmService:
     """The vLLM server of a run."""
 
     name = "vllm"
+    role: Role = "server"
 
     def check(self, context: PlanContext) -> None:
         engine, python = _engine(context)
@@ -57,11 +59,11 @@ class VllmService:
                 f"{ranks} GPUs would be on several nodes, and the server is started on one.",
                 "Lower the parallelism to the GPUs of one node, or take a partition with more GPUs per node.",
             )
-        missing = missing_packages(python, ("vllm",))
+        missing = missing_packages(context, python, ("vllm",))
         if missing is None:
             raise ProgramMissingError(
-                f"the engine's interpreter '{python}' cannot be run here.\n"
-                "Name one that exists, here and on the nodes, in job.engine.python."
+                f"the engine's interpreter '{python}' cannot be run on '{context.host}'.\n"
+                "Name one that exists, there and on the nodes, in job.engine.python."
             )
         if missing:
             raise ProgramMissingError(
@@ -69,13 +71,20 @@ class VllmService:
                 "On GPU nodes: `pip install vllm` into an environment of its own; without a GPU: `make env`. "
                 "Then name its interpreter in job.engine.python."
             )
-        check_model(context.recipe.job.service.model, python, context.cache)
+        if context.is_here:
+            check_model(context.recipe.job.service.model, python, context.cache)
+        else:
+            check_model_there(context)
 
     def files(self, context: PlanContext) -> Mapping[Path, str]:
         return {}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
-        prepare_model(context.recipe.job.service.model, _engine(context)[1], context.cache, tell)
+        model, python = context.recipe.job.service.model, _engine(context)[1]
+        if context.is_here:
+            prepare_model(model, python, context.cache, tell)
+        else:
+            bring_model(context, tell)
 
     def draft(self, context: PlanContext) -> JobDraft:
         engine, python = _engine(context)
@@ -83,7 +92,7 @@ class VllmService:
         model_name = engine.served_model_name or served_name(job.service.model)
         return JobDraft(
             name=self.name,
-            role="server",
+            role=self.role,
             kind="service",
             body="services/vllm.j2",
             context=VllmContext(

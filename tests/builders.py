@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.stage import HpoStage
+from orchestrator.hosts import Hosts, ThisMachine
 from orchestrator.plan import Plan, PlannedJob, plan_job
 from orchestrator.recipe import parse_recipe
 from orchestrator.resolve import Resolved, resolve
 from orchestrator.rundir import RunDir
-from orchestrator.schedulers import make_scheduler
+from orchestrator.schedulers import Scheduler, make_scheduler
 from orchestrator.service import PlanContext, Service
 from orchestrator.site import Site
 from orchestrator.transports import Answer, LocalTransport
@@ -94,7 +95,7 @@ class PlannedRun:
         jobs = tuple(job for job in self.jobs.values() if job.role != "trial")
         kind = self.resolved.scheduler.kind
         run, notes = self.context.run, self.resolved.notes
-        return Plan(RUN_ID, run, kind, jobs, 0, None, notes, self.context.cache, self.context.bind)
+        return Plan(RUN_ID, run, kind, jobs, 0, None, notes, self.context.cache)
 
     @property
     def server(self) -> PlannedJob:
@@ -130,7 +131,8 @@ def plan_run(
     job = resolved.recipe.job
     assert job.engine is not None
     bind = job.network.bind or resolved.scheduler.default_bind
-    context = PlanContext(resolved.recipe, RunDir(root), project, CACHE, bind, RUN_ID)
+    run = RunDir(root)
+    context = PlanContext(resolved.recipe, run, project, CACHE, bind, RUN_ID, run, CACHE)
     server = ENGINES[job.engine.kind]()
     monitoring: list[Service] = []
     if job.monitoring.mode != "off":
@@ -144,6 +146,11 @@ def plan_run(
     jobs = {draft.name: plan_job(draft, context, resolved.scheduler, RUN_ID) for draft in drafts}
     files = {path: text for service in services for path, text in service.files(context).items()}
     return PlannedRun(resolved, context, services, jobs, files)
+
+
+def hosts_here(scheduler: Scheduler, run: RunDir) -> Hosts:
+    """Return this machine as the only place where jobs of ``run`` run."""
+    return Hosts([ThisMachine(scheduler, LocalTransport(), run)])
 
 
 def planned_service(run: RunDir, name: str = "vllm", **job: Any) -> PlannedJob:

@@ -8,6 +8,8 @@ from pydantic import ConfigDict, Field
 
 from orchestrator.recipe.base import StrictModel
 from orchestrator.recipe.engines import Engine
+from orchestrator.recipe.guard import Guard, Notice
+from orchestrator.recipe.hosts import HostName, HostSpec
 from orchestrator.recipe.hpo import Hpo
 from orchestrator.recipe.infrastructure import (
     Environment,
@@ -30,6 +32,11 @@ class Job(StrictModel):
     service: Service = Service()
     scheduler: SchedulerSpec | None = None
     """If not given: sbatch on PATH means slurm, qsub means pbs, otherwise local; the plan says which."""
+    host: HostName | None = None
+    """Where jobs run: a name among `hosts`, here or in the site file. If not given: this machine, with `scheduler`.
+    Single roles can go elsewhere, see resources."""
+    hosts: dict[HostName, HostSpec] = {}
+    """Machines that are reached over OpenSSH, beside those of the site file."""
     engine: Engine | None = None
     """If not given: a Hugging Face id, a directory or package:NAME means vllm, a bare tag ollama."""
     environment: Environment = Environment()
@@ -37,6 +44,9 @@ class Job(StrictModel):
     monitoring: MonitoringSection = Monitoring()
     benchmark: Benchmark = Benchmark()
     hpo: Hpo | None = None
+    guard: Guard = Guard()
+    notify: tuple[Notice, ...] = ()
+    """Whom to tell when services are ready, when the run ends, and when wall time runs out."""
     network: Network = Network()
     polling: Polling = Polling()
     working_dirs: WorkingDirs = WorkingDirs()

@@ -46,6 +46,9 @@ class Infrastructure(StrictModel):
 class RoleResources(StrictModel):
     """What the jobs of one role get; whatever is not given is inherited or has the role's default."""
 
+    host: Word | None = None
+    """Where this role's jobs run; job.host if not given. Off the server's host nothing of job.infrastructure is
+    inherited. The client is always on the server's host, monitoring on this machine."""
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None

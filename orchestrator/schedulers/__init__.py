@@ -5,16 +5,28 @@ from __future__ import annotations
 import shutil
 
 from orchestrator.recipe.sections import LocalSchedulerSpec, PbsSchedulerSpec, SlurmSchedulerSpec
-from orchestrator.schedulers.base import JobState, PartitionFacts, Scheduler, Seen, Submission
+from orchestrator.schedulers.base import (
+    Association,
+    JobState,
+    PartitionFacts,
+    PartitionLimits,
+    Scheduler,
+    Seen,
+    StartForecast,
+    Submission,
+)
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.schedulers.pbs import PbsScheduler
 from orchestrator.schedulers.slurm import SlurmScheduler
 
 __all__ = [
+    "Association",
     "JobState",
     "PartitionFacts",
+    "PartitionLimits",
     "Scheduler",
     "Seen",
+    "StartForecast",
     "Submission",
     "find_scheduler",
     "make_scheduler",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -98,6 +98,60 @@ class PartitionFacts:
     gpu_type: str | None = None
 
 
+@dataclass(frozen=True)
+class StartForecast:
+    """What the scheduler says of a job that it was only asked about; exactly one of the two is given.
+
+    Attributes:
+        starts_at: When it would start, in the scheduler's own words (local time of the cluster).
+        refusal: Why it would not be taken, in the scheduler's own words.
+    """
+
+    starts_at: str | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class PartitionLimits:
+    """What one job may ask of a partition (of a queue, on PBS; of the machine, on local); None is not known.
+
+    Attributes:
+        is_up: Whether it takes jobs and starts them.
+        max_time_s: Longest wall time in seconds; infinity for no limit.
+        default_time_s: Wall time of a job that asks for none, in seconds; infinity for no limit.
+        nodes: Nodes that it has.
+        cpus: CPU cores of its largest node.
+        mem_mib: Memory of its largest node in MiB.
+        gpus: GPUs of the node that has most of them.
+        gpu_type: What the scheduler calls its GPUs, where it has one kind.
+        gpu_memory_gib: Memory of one GPU in GiB, where the scheduler tells.
+    """
+
+    is_up: bool = True
+    max_time_s: float | None = None
+    default_time_s: float | None = None
+    nodes: int | None = None
+    cpus: int | None = None
+    mem_mib: int | None = None
+    gpus: int | None = None
+    gpu_type: str | None = None
+    gpu_memory_gib: float | None = None
+
+
+@dataclass(frozen=True)
+class Association:
+    """One account that the user may charge, and where.
+
+    Attributes:
+        partition: The only partition that it holds for; None for all.
+        qos: What may be asked for with it; empty where the scheduler does not say.
+    """
+
+    account: str
+    partition: str | None
+    qos: tuple[str, ...]
+
+
 class Scheduler(Protocol):
     """One batch system. Pure: it never runs anything itself."""
 
@@ -110,6 +164,8 @@ class Scheduler(Protocol):
     """Whether a job that is missing from the status answer has surely ended."""
     supervisor_limits_memory: bool
     """Whether the supervisor has to enforce mem_gb because the scheduler does not."""
+    untold_start: str
+    """What is said of a job's start where the scheduler cannot be asked beforehand; empty where it can."""
     default_bind: str
     """Address that services listen on where neither recipe nor site says."""
 
@@ -151,6 +207,38 @@ class Scheduler(Protocol):
 
     def parse_partitions(self, answer: Answer) -> Mapping[str, PartitionFacts]:
         """Return facts by partition name; empty if the scheduler did not answer properly."""
+        ...
+
+    def test_argv(self) -> list[str] | None:
+        """Return the command that asks when the script on its standard input would start; None if there is none."""
+        ...
+
+    def parse_test(self, answer: Answer) -> StartForecast | None:
+        """Return what the scheduler says of the job; None if it did not answer properly."""
+        ...
+
+    def limits_argv(self) -> list[str] | None:
+        """Return the command that tells what jobs may ask for; None if there is none."""
+        ...
+
+    def parse_limits(self, answer: Answer) -> Mapping[str, PartitionLimits] | None:
+        """Return limits by partition name; None if the scheduler did not answer properly."""
+        ...
+
+    def accounts_argv(self) -> list[str] | None:
+        """Return the command that tells what the user may charge; None if the scheduler cannot be asked."""
+        ...
+
+    def parse_accounts(self, answer: Answer) -> tuple[Association, ...] | None:
+        """Return the user's accounts; None if the scheduler keeps none or did not answer properly."""
+        ...
+
+    def mail_events(self, events: Collection[str]) -> str:
+        """Return the value of the mail directive for ``events`` (ready, failed, finished, near_end).
+
+        Raises:
+            UnsupportedFieldError: the scheduler sends no mail, or none on one of them.
+        """
         ...
 
     def resources(

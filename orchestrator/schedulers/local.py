@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import SubmitError, UnsupportedFieldError
 from orchestrator.recipe.infrastructure import RoleResources
-from orchestrator.schedulers.base import JobState, PartitionFacts, Seen, Submission
+from orchestrator.schedulers.base import (
+    Association,
+    JobState,
+    PartitionFacts,
+    PartitionLimits,
+    Seen,
+    StartForecast,
+    Submission,
+)
 from orchestrator.transports import Answer
 
 # Source: local_jobs.py, command "status".
@@ -21,6 +29,7 @@ STATES: Mapping[str, JobState] = {
     "CANCELLED": JobState.CANCELLED,
 }
 MACHINE = "this machine"
+NOT_FOUND = 127
 _PLACEMENT = ("partition", "account", "qos", "time", "gpu_type")
 
 
@@ -32,6 +41,7 @@ class LocalScheduler:
     command_timeout_s = 60.0
     is_absence_final = True
     supervisor_limits_memory = True
+    untold_start = "at once"
     default_bind = "127.0.0.1"
 
     def __init__(self) -> None:
@@ -80,6 +90,41 @@ class LocalScheduler:
     def parse_partitions(self, answer: Answer) -> dict[str, PartitionFacts]:
         gpus = sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if answer.returncode == 0 else 0
         return {MACHINE: PartitionFacts(gpus, "nvidia-smi")}
+
+    def test_argv(self) -> None:
+        """Return None: a job of this machine starts at once."""
+
+    def parse_test(self, answer: Answer) -> StartForecast | None:
+        return None
+
+    def limits_argv(self) -> list[str]:
+        # Source: nvidia-smi --help-query-gpu; memory.total is in MiB.
+        return ["nvidia-smi", "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
+
+    def parse_limits(self, answer: Answer) -> dict[str, PartitionLimits] | None:
+        if answer.returncode == NOT_FOUND:
+            return {}  # no NVIDIA GPU is known here
+        lines = [line.partition(",") for line in answer.stdout.splitlines() if line.strip()]
+        if answer.returncode != 0 or not all(mib.strip().isdigit() for mib, _, _ in lines):
+            return None
+        smallest_gib = min((int(mib) / 1024 for mib, _, _ in lines), default=None)
+        names = {name.strip() for _, _, name in lines}
+        gpu_type = names.pop() if len(names) == 1 else None
+        return {MACHINE: PartitionLimits(gpus=len(lines), gpu_type=gpu_type, gpu_memory_gib=smallest_gib)}
+
+    def accounts_argv(self) -> None:
+        """Return None: this machine charges nobody."""
+
+    def parse_accounts(self, answer: Answer) -> tuple[Association, ...] | None:
+        return None
+
+    def mail_events(self, events: Collection[str]) -> str:
+        raise UnsupportedFieldError(
+            "job.notify: mail",
+            "scheduler 'local'",
+            "this machine has no batch system that sends mail.",
+            "Use a command (such as mail or sendmail) or a webhook.",
+        )
 
     def resources(
         self,

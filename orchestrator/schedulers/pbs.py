@@ -7,16 +7,24 @@ has finished; 162 = 15010, no connection.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import SubmitError, UnsupportedFieldError
 from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.recipe.sections import PbsSchedulerSpec
-from orchestrator.schedulers.base import JobState, PartitionFacts, Seen, Submission
+from orchestrator.schedulers.base import (
+    Association,
+    JobState,
+    PartitionFacts,
+    PartitionLimits,
+    Seen,
+    StartForecast,
+    Submission,
+)
 from orchestrator.schedulers.pbs_directives import check_directives, has_resource
-from orchestrator.schedulers.pbs_json import read_jobs, read_nodes
+from orchestrator.schedulers.pbs_json import read_jobs, read_nodes, read_queues
 from orchestrator.transports import Answer
 
 # Source: qstat(1B), "Job Status in Default Format", column S. F and X are not here: Exit_status tells how they ended.
@@ -65,6 +73,8 @@ _GONE = re.compile(r"qstat: Unknown Job Id \S+|qstat: \S+ Job has finished.*")
 _CANNOT_CANCEL = re.compile(r"qdel: (?!Unknown Job Id |Job has finished|\S+ Job has finished)")
 _NO_HISTORY = "PBS is not configured to maintain job history"
 _ANY_QUEUE = ""
+# Source: qsub(1B), -m: a (aborted by the batch system), b (begins), e (ends).
+_MAIL_EVENTS = {"ready": "b", "failed": "a", "finished": "e"}
 _ROLE_DEFAULTS: Mapping[str, RoleResources] = {
     # Those of Slurm, but for the queue: a PBS server has a default queue, or routes by what is asked for.
     "server": RoleResources(nodes=1, cpus=8, mem_gb=64),
@@ -81,6 +91,7 @@ class PbsScheduler:
     template = "schedulers/pbs.j2"
     is_absence_final = False  # without job history a finished job is "Unknown Job Id", like one that never was
     supervisor_limits_memory = False
+    untold_start = "not applicable: PBS estimates the start of submitted jobs only"
     default_bind = "0.0.0.0"  # noqa: S104 - services of one run meet across nodes
 
     def __init__(self, spec: PbsSchedulerSpec) -> None:
@@ -134,6 +145,35 @@ class PbsScheduler:
             return {}
         gpus = max(_gpus_of(node, self._spec.gpu_resource) for node in nodes.values())
         return {_ANY_QUEUE: PartitionFacts(gpus, "pbsnodes")}
+
+    def test_argv(self) -> None:
+        """Return None: PBS estimates starts of submitted jobs only (estimated.start_time)."""
+
+    def parse_test(self, answer: Answer) -> StartForecast | None:
+        return None
+
+    def limits_argv(self) -> list[str]:
+        return ["qstat", "-Q", "-f", "-F", "json"]
+
+    def parse_limits(self, answer: Answer) -> dict[str, PartitionLimits] | None:
+        queues = read_queues(answer.stdout) if answer.returncode == 0 else None
+        return None if queues is None else {name: _limits(queue, self._spec) for name, queue in queues.items()}
+
+    def accounts_argv(self) -> None:
+        """Return None: PBS keeps no accounts that could be asked for; a site's hook judges each job."""
+
+    def parse_accounts(self, answer: Answer) -> tuple[Association, ...] | None:
+        return None
+
+    def mail_events(self, events: Collection[str]) -> str:
+        if "near_end" in events:
+            raise UnsupportedFieldError(
+                "job.notify: mail on near_end",
+                "scheduler 'pbs'",
+                "PBS mails when a job begins, ends or is aborted.",
+                "Write on: [ready, failed, finished] for the mail, and use a command or a webhook for near_end.",
+            )
+        return "".join(sorted(_MAIL_EVENTS[event] for event in set(events)))
 
     def resources(
         self,
@@ -277,3 +317,26 @@ def _text(value: object) -> str:
 def _number(value: object) -> int | None:
     text = _text(value)
     return int(text) if re.fullmatch(r"-?\d{1,9}", text) else None
+
+
+def _limits(queue: Mapping[str, Any], spec: PbsSchedulerSpec) -> PartitionLimits:
+    """Return a queue's limits for one job. Source: pbs_queue_attributes(7B), resources_max, resources_default."""
+    most, default = _section(queue, "resources_max"), _section(queue, "resources_default")
+    return PartitionLimits(
+        is_up=all(_text(queue.get(name)) == "True" for name in ("enabled", "started")),
+        max_time_s=_walltime_s(most),
+        default_time_s=_walltime_s(default) or _walltime_s(most),
+        nodes=_number(most.get("nodect")),
+        cpus=_number(most.get("ncpus")),
+        gpus=_number(most.get(spec.gpu_resource)),
+    )
+
+
+def _section(queue: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = queue.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _walltime_s(resources: Mapping[str, Any]) -> float | None:
+    text = _text(resources.get("walltime"))
+    return float(time_limit_s(text)) if re.fullmatch(r"\d+:\d+:\d+", text) else None

@@ -37,6 +37,14 @@ def read_nodes(text: str) -> dict[str, Mapping[str, Any]] | None:
         return None
 
 
+def read_queues(text: str) -> dict[str, Mapping[str, Any]] | None:
+    """Return the attributes of each queue by its name; None if ``text`` is not the document of `qstat -Q`."""
+    try:
+        return _objects(json.loads(text), "Queue")
+    except ValueError:
+        return None
+
+
 def _objects(document: object, section: str) -> dict[str, Mapping[str, Any]] | None:
     if not isinstance(document, dict) or "pbs_server" not in document:
         return None

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.errors import SubmitError
+from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.recipe.sections import SlurmSchedulerSpec
-from orchestrator.schedulers.base import JobState, PartitionFacts, Seen, Submission
+from orchestrator.schedulers.base import (
+    Association,
+    JobState,
+    PartitionFacts,
+    PartitionLimits,
+    Seen,
+    StartForecast,
+    Submission,
+)
 from orchestrator.transports import Answer
 
 # Source: squeue(1), "JOB STATE CODES".
@@ -46,6 +56,14 @@ _NEVER_STARTS = re.compile(
     r"|DependencyNeverSatisfied|(QOS|Assoc)Max\w+Per(Job|Node)(Limit)?|QOSMin\w+"
 )
 _GPU_COUNT = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
+_GPU_TYPE = re.compile(r"gpu:([^:,()]+):\d+")
+# Source: sbatch(1), --test-only, and Slurm's sbatch.c (print_multi_line_string of "Job %u to start at %s using …").
+_STARTS = re.compile(r"^sbatch: Job \S+ to start at (\S+) using ", re.MULTILINE)
+_WOULD_REFUSE = re.compile(r"^allocation failure: (.+)$", re.MULTILINE)
+# For the one who runs it, here or on the far side of SSH. Source: sacctmgr(1), -n, -P and "SHOW".
+_ACCOUNTS = 'sacctmgr -n -P show assoc user="$(id -un)" format=Account,Partition,QOS'
+# Source: sbatch(1), --mail-type. It has no event of a server that answers; BEGIN is the nearest.
+_MAIL_EVENTS = {"ready": "BEGIN", "failed": "FAIL", "finished": "END", "near_end": "TIME_LIMIT_90"}
 _ROLE_DEFAULTS: Mapping[str, RoleResources] = {
     # The reference's server block: partition gpu, one node, 64 GB.
     "server": RoleResources(partition="gpu", nodes=1, cpus=8, mem_gb=64),
@@ -62,6 +80,7 @@ class SlurmScheduler:
     template = "schedulers/slurm.j2"
     is_absence_final = False
     supervisor_limits_memory = False
+    untold_start = ""
     default_bind = "0.0.0.0"  # noqa: S104 - services of one run meet across nodes
 
     def __init__(self, spec: SlurmSchedulerSpec) -> None:
@@ -133,6 +152,49 @@ class SlurmScheduler:
                 facts[name] = PartitionFacts(max(gpus, known.gpus_per_node if known else 0), "sinfo")
         return facts
 
+    def test_argv(self) -> list[str]:
+        # Source: sbatch(1): "If no file name is specified, sbatch will read in a script from standard input".
+        return ["sbatch", "--test-only"]
+
+    def parse_test(self, answer: Answer) -> StartForecast | None:
+        # It says "to start" also of a job that is over its partition's time limit and would wait for ever.
+        starts, refused = _STARTS.search(answer.stderr), _WOULD_REFUSE.search(answer.stderr)
+        if answer.returncode == 0 and starts:
+            return StartForecast(starts_at=starts.group(1))
+        if answer.returncode and answer.returncode > 0 and refused and not self.is_ambiguous(answer):
+            return StartForecast(refusal=answer.stderr.strip())
+        return None
+
+    def limits_argv(self) -> list[str]:
+        return ["sinfo", "--noheader", "--exact", "--format=%P|%a|%l|%L|%D|%c|%m|%G"]
+
+    def parse_limits(self, answer: Answer) -> dict[str, PartitionLimits] | None:
+        if answer.returncode != 0:
+            return None
+        limits: dict[str, PartitionLimits] = {}
+        for line in answer.stdout.splitlines():
+            parts = line.strip().split("|")
+            if len(parts) != 8 or not all(part.isdigit() for part in parts[4:7]):
+                return None
+            name = parts[0].rstrip("*")
+            limits[name] = _joined(_limits(parts), limits.get(name))
+        return limits
+
+    def accounts_argv(self) -> list[str]:
+        return ["sh", "-c", _ACCOUNTS]
+
+    def parse_accounts(self, answer: Answer) -> tuple[Association, ...] | None:
+        lines = answer.stdout.splitlines()
+        if answer.returncode != 0 or not all(line.count("|") == 2 for line in lines):
+            return None
+        cells = [line.split("|") for line in lines]
+        return tuple(
+            Association(one, two or None, tuple(three.split(",")) if three else ()) for one, two, three in cells
+        )
+
+    def mail_events(self, events: Collection[str]) -> str:
+        return ",".join(name for event, name in _MAIL_EVENTS.items() if event in events)
+
     def resources(
         self,
         role: str,
@@ -157,3 +219,43 @@ class SlurmScheduler:
         gpus = filled.gpus if filled.gpus is not None else min(1, known.gpus_per_node) if known else 1
         gpu_type = filled.gpu_type or (known.gpu_type if known and gpus else None)
         return filled.model_copy(update={"gpus": gpus, "gpu_type": gpu_type})
+
+
+def _limits(parts: Sequence[str]) -> PartitionLimits:
+    """Return one line of sinfo; its nodes all have the same CPUs, memory and GPUs (sinfo(1), --exact)."""
+    _, avail, max_time, default_time, nodes, cpus, mem_mib, gres = parts
+    kinds = set(_GPU_TYPE.findall(gres))
+    return PartitionLimits(
+        is_up=avail == "up",
+        max_time_s=_time_s(max_time),
+        default_time_s=_time_s(default_time),
+        nodes=int(nodes),
+        cpus=int(cpus),
+        mem_mib=int(mem_mib),
+        gpus=sum(int(count) for count in _GPU_COUNT.findall(gres)),
+        gpu_type=kinds.pop() if len(kinds) == 1 else None,
+    )
+
+
+def _joined(one: PartitionLimits, other: PartitionLimits | None) -> PartitionLimits:
+    """Return the limits of a partition with nodes of several kinds: those of its largest ones."""
+    if other is None:
+        return one
+    kinds = {item.gpu_type for item in (one, other) if item.gpus}
+    return PartitionLimits(
+        is_up=one.is_up,
+        max_time_s=one.max_time_s,
+        default_time_s=one.default_time_s,
+        nodes=(one.nodes or 0) + (other.nodes or 0),
+        cpus=max(one.cpus or 0, other.cpus or 0),
+        mem_mib=max(one.mem_mib or 0, other.mem_mib or 0),
+        gpus=max(one.gpus or 0, other.gpus or 0),
+        gpu_type=kinds.pop() if len(kinds) == 1 else None,
+    )
+
+
+def _time_s(text: str) -> float | None:
+    """Return a time of sinfo in seconds: days-hours:minutes:seconds, the larger parts left out, or "infinite"."""
+    if text == "infinite":
+        return math.inf
+    return float(time_limit_s(text)) if re.fullmatch(r"(\d+-\d+:\d+|\d+):\d+|\d+:\d+:\d+", text) else None

@@ -18,7 +18,18 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 # A job submitted from inside a job inherits its variables, and SBATCH_* would override the script's directives.
 # What says how to reach the controller or the server stays.
-_SCRUBBED_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SINFO_", "PBS_", "PMI_", "ORCH_JOB_ID")
+_SCRUBBED_PREFIXES = (
+    "SLURM_",
+    "SLURMD_",
+    "SBATCH_",
+    "SQUEUE_",
+    "SCANCEL_",
+    "SINFO_",
+    "PBS_",
+    "PMI_",
+    "ORCH_JOB_ID",
+    "ORCH_END_TIME",
+)
 _KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "PBS_CONF_FILE", "PBS_EXEC", "PBS_SERVER", "PBS_DEFAULT"})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.stage import HpoStage
 from orchestrator import supervisor
+from orchestrator.hosts import Hosts, ThisMachine
 from orchestrator.jobs import JobTracker
 from orchestrator.ledger import Ledger
 from orchestrator.metrics import Sample
@@ -132,7 +133,8 @@ class Bench:
         self.run.make()
         self.run.api_token.write_text(TOKEN)
         shutil.copyfile(supervisor.__file__, self.run.supervisor)
-        self.plan = PlanContext(self.recipe, self.run, self.project, folder / "cache", "127.0.0.1", RUN_ID)
+        run, cache = self.run, folder / "cache"
+        self.plan = PlanContext(self.recipe, run, self.project, cache, "127.0.0.1", RUN_ID, run, cache)
         self.metrics, self.progress = RecordingMetrics(), RecordingProgress()
         self.endpoint: Endpoint | Exception = LookupError("no server")
         self.on_wait: Callable[[], None] = lambda: None
@@ -143,7 +145,8 @@ class Bench:
         """Begin anew, as a second orchestrator would: nothing in memory."""
         ledger, polling = Ledger(self.run.events), self.recipe.job.polling
         self.scheduler = LocalScheduler()
-        self.jobs = JobTracker(self.run, ledger, self.scheduler, LocalTransport(), polling)
+        hosts = Hosts([ThisMachine(self.scheduler, LocalTransport(), self.run)])
+        self.jobs = JobTracker(self.run, ledger, hosts, polling)
         self.context = StageContext(
             recipe=self.recipe,
             run=self.run,
@@ -156,6 +159,7 @@ class Bench:
             ledger=ledger,
             endpoint=self.find_endpoint,
             plan_job=self.plan_job,
+            fetch=lambda role, path, excludes: None,
             wait=self.wait,
         )
 

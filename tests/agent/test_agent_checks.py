@@ -23,7 +23,8 @@ PROJECT = Path(__file__).parents[2]
 
 
 def context_of(tmp_path: Path, hpo: dict[str, Any], **job: Any) -> PlanContext:
-    return PlanContext(make_recipe(hpo, **job), RunDir(tmp_path / "run"), PROJECT, tmp_path, "127.0.0.1", "0a1b2c3d")
+    run = RunDir(tmp_path / "run")
+    return PlanContext(make_recipe(hpo, **job), run, PROJECT, tmp_path, "127.0.0.1", "0a1b2c3d", run, tmp_path)
 
 
 def check(tmp_path: Path, hpo: dict[str, Any], **job: Any) -> None:

@@ -88,11 +88,17 @@ record sbatch_no_configuration 'SLURM_CONF=/nonexistent sbatch --parsable ok.sh'
 record sbatch_test_only 'sbatch --test-only --parsable ok.sh'
 record sbatch_test_only_unknown_partition 'sbatch --test-only --partition=nosuch ok.sh'
 record sbatch_test_only_too_wide 'sbatch --test-only --nodes=5 ok.sh'
+record sbatch_test_only_stdin 'sbatch --test-only <ok.sh'
+record sbatch_test_only_over_time_limit 'sbatch --test-only --partition=gpu --time=50 <ok.sh'
+record sbatch_test_only_unknown_account 'sbatch --test-only --account=nosuch <ok.sh'
+record sbatch_test_only_too_many_gpus 'sbatch --test-only --partition=gpu --gpus-per-node=5 <ok.sh'
 
 record sinfo "sinfo -h -o '%P|%G|%l|%c|%m'"
+record sinfo_limits "sinfo --noheader --exact --format='%P|%a|%l|%L|%D|%c|%m|%G'"
 record sinfo_nodes "sinfo -h -N -o '%N|%P|%T|%G|%E'"
 record sacct 'sacct -X -n -P -j '"$(id sbatch_parsable)"' -o JobID,State,ExitCode'
 record sacctmgr 'sacctmgr -n -P show assoc'
+record sacctmgr_own 'sacctmgr -n -P show assoc user="$(id -un)" format=Account,Partition,QOS'
 record scontrol_ping 'scontrol ping'
 record scontrol_partition 'scontrol show partition gpu'
 record scontrol_job_running "scontrol show job $(id sbatch_parsable)"

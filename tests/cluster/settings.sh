@@ -3,7 +3,10 @@
 
 # shellcheck disable=SC2034 # read by the scripts that source this file
 CLUSTER_DIR=${ORCH_CLUSTER_DIR:-/var/lib/orch-test-cluster} # not /run: Debian mounts that noexec, and job scripts are executed from the spool below it
+# One's own cluster: its daemons and its jobs belong to whoever starts it, and nothing outside CLUSTER_DIR is touched.
+IS_OWN=${ORCH_CLUSTER_OWN:+yes}
 CLUSTER_USER=${ORCH_CLUSTER_USER:-orchtest}
+[[ -z $IS_OWN ]] || CLUSTER_USER=$(id -un)
 CONF=$CLUSTER_DIR/slurm.conf
 SYSTEM_CONF=/etc/slurm/slurm.conf
 MARKER='# orch test cluster: written by tests/cluster/up.sh'

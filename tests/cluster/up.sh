@@ -4,15 +4,20 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-Usage: tests/cluster/up.sh [--min-job-age SECONDS] [--set KEY=VALUE]... [--port FIRST]
+Usage: tests/cluster/up.sh [--min-job-age SECONDS] [--set KEY=VALUE]... [--line TEXT]... [--port FIRST]
+       tests/cluster/up.sh --start DAEMON
 
 Run as root. Doing it twice is fine: what lives is left alone, what died is started again.
   --min-job-age SECONDS  how long squeue remembers a finished job (default 300)
   --set KEY=VALUE        any line of slurm.conf, in place of the one written here
+  --line TEXT            a further line of slurm.conf: a partition
+  --start DAEMON         start only this daemon again (munged, slurmctld, or a node's name), without waiting for it
   --port FIRST           slurmctld listens on FIRST, the nodes on the five after it (default 27010)
 
 ORCH_CLUSTER_DIR (default /var/lib/orch-test-cluster) holds the configuration, the logs, the state and env.sh;
 ORCH_CLUSTER_USER (default orchtest) is the ordinary user, created if missing.
+ORCH_CLUSTER_OWN=1 makes the cluster the caller's own: daemons and jobs are his, root is not needed, /etc is left alone.
+Two clusters on one machine need folders and ports of their own.
 END
 }
 
@@ -23,12 +28,16 @@ source "$here/settings.sh"
 source "$here/processes.sh"
 
 declare -A setting=()
+lines=()
+only=
 port=27010
 options=0
 while (($#)); do
   case $1 in
     --min-job-age) setting[MinJobAge]=${2:?--min-job-age needs seconds}; options=1; shift 2 ;;
     --set) [[ ${2-} == ?*=* ]] || { usage >&2; exit 2; }; setting[${2%%=*}]=${2#*=}; options=1; shift 2 ;;
+    --line) lines+=("${2:?--line needs a line of slurm.conf}"); options=1; shift 2 ;;
+    --start) only=${2:?--start needs a daemon}; shift 2 ;;
     --port) port=${2:?--port needs a number}; options=1; shift 2 ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
@@ -47,7 +56,7 @@ show_logs() {
 }
 
 check_machine() {
-  ((EUID == 0)) || die "up.sh starts daemons for all users: run it as root."
+  ((EUID == 0)) || [[ -n $IS_OWN ]] || die "up.sh starts daemons for all users: run it as root, or with ORCH_CLUSTER_OWN=1."
   local tool missing=()
   for tool in slurmctld slurmd sbatch munged flock runuser useradd; do
     command -v "$tool" >/dev/null || missing+=("$tool")
@@ -72,7 +81,12 @@ write_slurm_conf() {
   conf ClusterName orchtest
   conf SlurmctldHost "$host(127.0.0.1)"
   conf SlurmctldPort "$port"
-  conf SlurmUser root
+  if [[ -n $IS_OWN ]]; then
+    conf SlurmUser "$CLUSTER_USER"
+    conf SlurmdUser "$CLUSTER_USER"
+  else
+    conf SlurmUser root
+  fi
   conf AuthType auth/munge
   conf AuthInfo "socket=$CLUSTER_DIR/munge/socket"
   conf CredType cred/munge
@@ -103,6 +117,7 @@ NodeName=cpu[1-3] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((port + 3))-$((p
 PartitionName=cpu Nodes=cpu[1-3] Default=YES MaxTime=30 DefaultTime=30
 PartitionName=gpu Nodes=gpu[1-2] MaxTime=30 DefaultTime=30
 END
+  printf '%s\n' "${lines[@]}"
 }
 
 write_files() {
@@ -115,20 +130,22 @@ write_files() {
   for gpu in 0 1 2 3; do ln -sfn /dev/null "$CLUSTER_DIR/dev/fakegpu$gpu"; done
   echo "NodeName=gpu[1-2] Name=gpu Type=a100 File=$CLUSTER_DIR/dev/fakegpu[0-3]" >"$CLUSTER_DIR/gres.conf"
   # A munge of our own, key and socket: whatever the machine's munge does, this cluster does not notice.
-  install -d -m 755 -o munge -g munge "$CLUSTER_DIR/munge"
+  install -d -m 755 "$CLUSTER_DIR/munge"
   (umask 077 && head -c 128 /dev/urandom >"$CLUSTER_DIR/munge/key")
-  chown munge:munge "$CLUSTER_DIR/munge/key"
+  [[ -n $IS_OWN ]] || chown munge:munge "$CLUSTER_DIR/munge" "$CLUSTER_DIR/munge/key"
   cat >"$CLUSTER_DIR/env.sh" <<END
 export SLURM_CONF=$CONF
 export ORCH_CLUSTER_DIR=$CLUSTER_DIR
 export ORCH_CLUSTER_USER=$CLUSTER_USER
+export ORCH_CLUSTER_OWN=${IS_OWN:+1}
 END
   chmod 644 "$CONF" "$CLUSTER_DIR"/{gres.conf,env.sh,marker}
 }
 
-# Makes plain `sbatch` work for everybody, unless the machine has a Slurm of its own.
+# Makes plain `sbatch` work for everybody, unless the machine has a Slurm already, a test cluster or its own.
 link_system_conf() {
-  if [[ -L $SYSTEM_CONF && ! -e $SYSTEM_CONF ]] || [[ ! -e $SYSTEM_CONF ]] || grep -qxF "$MARKER" "$SYSTEM_CONF"; then
+  if [[ -n $IS_OWN ]]; then return; fi
+  if [[ ! -e $SYSTEM_CONF || $(readlink "$SYSTEM_CONF") == "$CONF" ]]; then
     install -d -m 755 "${SYSTEM_CONF%/*}"
     ln -sfn "$CONF" "$SYSTEM_CONF"
   else
@@ -137,14 +154,15 @@ link_system_conf() {
 }
 
 start_missing() {
-  local name
-  for name in "${DAEMONS[@]}"; do
+  local name as_munge=(setpriv --reuid=munge --regid=munge --clear-groups)
+  if [[ -n $IS_OWN ]]; then as_munge=(); fi
+  for name in "$@"; do
     if recorded_pid "$name" >/dev/null; then continue; fi
     started+=("$name")
     case $name in
       munged)
         # --force takes over the socket file of a munged that was killed.
-        start_daemon munged setpriv --reuid=munge --regid=munge --clear-groups munged --foreground --force \
+        start_daemon munged "${as_munge[@]}" munged --foreground --force \
           --key-file="$CLUSTER_DIR/munge/key" --socket="$CLUSTER_DIR/munge/socket" \
           --pid-file="$CLUSTER_DIR/munge/pid" --seed-file="$CLUSTER_DIR/munge/seed" --log-file="$CLUSTER_DIR/munge/log"
         wait_for 'munged answers' munge_answers ;;
@@ -178,7 +196,9 @@ wait_for() {
 }
 
 as_user() {
-  (cd / && runuser -u "$CLUSTER_USER" -- env -i HOME="$(getent passwd "$CLUSTER_USER" | cut -d: -f6)" \
+  local as_other=(runuser -u "$CLUSTER_USER" --)
+  if [[ -n $IS_OWN ]]; then as_other=(); fi
+  (cd / && "${as_other[@]}" env -i HOME="$(getent passwd "$CLUSTER_USER" | cut -d: -f6)" \
     PATH=/usr/bin:/bin LANG=C.UTF-8 SLURM_CONF="$CONF" "$@" </dev/null)
 }
 
@@ -194,7 +214,12 @@ exec 9<"$(dirname "$CLUSTER_DIR")"
 flock -w 120 9 || die "another up.sh or down.sh has been at work for two minutes."
 export SLURM_CONF=$CONF
 started=()
-make_user
+if [[ -n $only ]]; then
+  [[ -f $CLUSTER_DIR/marker ]] || die "there is no cluster in $CLUSTER_DIR"
+  start_missing "$only"
+  exit 0
+fi
+[[ -n $IS_OWN ]] || make_user
 
 alive=()
 for name in "${DAEMONS[@]}"; do
@@ -212,7 +237,7 @@ else
   write_files
 fi
 link_system_conf
-start_missing
+start_missing "${DAEMONS[@]}"
 wait_for 'every node serves' nodes_serve
 if ((${#started[@]})); then
   echo "started ${started[*]}"
@@ -221,4 +246,5 @@ else
   echo "was up already, nothing to start"
 fi
 sinfo -h -o 'partition %P: %D nodes %N, %c CPUs, %m MB, %G, %a' | sed 's/(null)/no GPUs/'
-echo "plain sbatch uses $(readlink -f "$SYSTEM_CONF"); or: source $CLUSTER_DIR/env.sh"
+if [[ -z $IS_OWN ]]; then echo "plain sbatch uses $(readlink -f "$SYSTEM_CONF")"; fi
+echo "for this cluster: source $CLUSTER_DIR/env.sh"

@@ -98,7 +98,8 @@ def test_dry_run_json_names_run_directory_and_each_jobs_script(planned: tuple[Co
 
 def test_dry_run_starts_and_submits_nothing(planned: tuple[CommandLine, dict[str, Any]]) -> None:
     cli, plan = planned
-    assert [cli.programs.calls(name) for name in ("sbatch", "squeue", "scancel", "ollama")] == [[], [], [], []]
+    assert [cli.programs.calls(name) for name in ("squeue", "scancel", "ollama")] == [[], [], []]
+    assert set(cli.programs.calls("sbatch")) == {"--test-only"}
     run_dir = Path(plan["run_dir"])
     for name in ("events.jsonl", "lease.json", "summary.json"):
         assert not (run_dir / name).exists()

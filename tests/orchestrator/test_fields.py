@@ -117,6 +117,12 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "job.benchmark.seed": ("client/stage.py", "benchmark.seed"),
     "job.benchmark.timeout_s": ("client/stage.py", "benchmark.timeout_s"),
     "job.hpo.trials": ("agent", "hpo.trials"),
+    "job.host": ("orchestrator/resolve.py", "job.host"),
+    "job.hosts": ("orchestrator/resolve.py", "job.hosts"),
+    **{
+        f"job.resources.{role}.host": ("orchestrator/resolve.py", ".host")
+        for role in ("server", "client", "monitoring", "trial")
+    },
     "job.hpo.parallel_trials": ("agent", "parallel_trials"),
     "job.hpo.sampler": ("agent", "hpo.sampler"),
     "job.hpo.objective": ("agent", "hpo.objective"),
@@ -198,7 +204,7 @@ def outcome(document: dict[str, Any]) -> PlannedRun | str:
         for service in planned.services[:1]:
             service.check(planned.context)
     except UserError as error:
-        if "not installed" not in str(error) and "cannot be run here" not in str(error):
+        if "not installed" not in str(error) and "cannot be run on 'here'" not in str(error):
             return str(error)
     return planned
 

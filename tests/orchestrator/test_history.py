@@ -116,9 +116,9 @@ def test_run_with_a_damaged_plan_is_not_found(past: PastRun) -> None:
 
 
 def test_tracker_of_a_run_knows_its_jobs_and_their_ends(past: PastRun) -> None:
-    past.submitted("vllm", "41")
+    token = past.submitted("vllm", "41")
     past.submitted("client", "42")
-    past.ledger.append("cancel", job_ids=["41"])
+    past.ledger.append("cancel", job_ids=["41"], tokens=[token])
     past.ended("vllm", reason="signal", signal=15)
     past.ended("client", reason="exited", exit_code=3)
     tracker = tracker_of(past.run)
@@ -142,8 +142,8 @@ def test_tracker_of_a_run_finds_the_job_whose_answer_was_never_recorded(past: Pa
 
 
 def test_tracker_of_a_run_has_the_last_of_several_submissions(past: PastRun) -> None:
-    past.submitted("vllm", "41")
-    past.ledger.append("cancel", job_ids=["41"])
+    token = past.submitted("vllm", "41")
+    past.ledger.append("cancel", job_ids=["41"], tokens=[token])
     again = plan_again(past, "vllm", 2)
     past.ledger.append("job_intent", token=again.token, planned=again.as_json("slurm"))
     past.ledger.append("job_submitted", job="vllm", token=again.token, job_id="41")

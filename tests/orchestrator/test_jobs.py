@@ -22,8 +22,7 @@ from orchestrator.recipe.infrastructure import Polling
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
 from orchestrator.tracked import TrackedJob
-from orchestrator.transports import LocalTransport
-from tests.builders import ProgramFolder, planned_service, slurm_scheduler
+from tests.builders import ProgramFolder, hosts_here, planned_service, slurm_scheduler
 
 QUEUE = 'cat "$(dirname "$0")/queue" 2>/dev/null || true'
 
@@ -44,7 +43,7 @@ class Cluster:
         """Return a tracker that looks at the queue with every poll."""
         scheduler = slurm_scheduler(command_timeout_s=timeout_s)
         polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, metrics_s=1.0)
-        return JobTracker(self.run, self.ledger, scheduler, LocalTransport(), polling, held)
+        return JobTracker(self.run, self.ledger, hosts_here(scheduler, self.run), polling, held)
 
     def queue(self, *lines: str) -> None:
         """Set what squeue answers: lines of ID|STATE|NODE|REASON|NAME."""
@@ -418,9 +417,8 @@ def test_submit_in_the_place_of_an_earlier_job_fences_that_one(cluster: Cluster)
 
 
 def test_tracker_that_only_looks_writes_nothing_and_submits_nothing(cluster: Cluster) -> None:
-    tracker = JobTracker(
-        cluster.run, None, slurm_scheduler(), LocalTransport(), Polling.model_construct(scheduler_s=0.0)
-    )
+    polling = Polling.model_construct(scheduler_s=0.0, records_s=0.0)
+    tracker = JobTracker(cluster.run, None, hosts_here(slurm_scheduler(), cluster.run), polling)
     tracker.adopt(cluster.planned, "42", time.time())
     cluster.listed("RUNNING")
     tracker.poll()

@@ -15,8 +15,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.recipe.infrastructure import Polling
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
-from orchestrator.transports import LocalTransport
-from tests.builders import ProgramFolder, planned_service, slurm_scheduler
+from tests.builders import ProgramFolder, hosts_here, planned_service, slurm_scheduler
 
 
 class FullDisk:
@@ -33,7 +32,7 @@ class FullDisk:
         self.programs.add("scancel", f"sed -i s/RUNNING/CANCELLED/ {queue}")
         self.ledger = Ledger(self.run.events)
         polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, metrics_s=1.0)
-        self.tracker = JobTracker(self.run, self.ledger, slurm_scheduler(), LocalTransport(), polling)
+        self.tracker = JobTracker(self.run, self.ledger, hosts_here(slurm_scheduler(), self.run), polling)
 
     def fill(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let every further line of the ledger fail."""

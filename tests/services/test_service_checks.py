@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from orchestrator.errors import ModelNotFoundError, ProgramMissingError, StorageError, UnsupportedFieldError, UserError
-from orchestrator.service import PlanContext
+from orchestrator.service import PlanContext, Role, Service
 from services.catalog import services_of
 from services.client import ClientService
 from services.models import check_model, model_argument, package_of, prepare_model, served_name
@@ -225,7 +225,7 @@ def test_vllm_that_is_not_installed_says_how_to(python_with: Callable[..., str])
 
 
 def test_vllm_interpreter_that_is_not_there_is_named() -> None:
-    with pytest.raises(ProgramMissingError, match="'/no/python' cannot be run here"):
+    with pytest.raises(ProgramMissingError, match="'/no/python' cannot be run on 'here'"):
         VllmService().check(context_of("slurm", "vllm", engine={"python": "/no/python"}))
 
 
@@ -293,15 +293,16 @@ def test_client_interpreter_without_its_packages_names_them(python_with: Callabl
     with pytest.raises(ProgramMissingError, match="lacks waitress, prometheus_client"):
         client.check(context)
     context = context_of("slurm", "vllm", environment={"python": "/no/python"})
-    with pytest.raises(ProgramMissingError, match="cannot be run here"):
+    with pytest.raises(ProgramMissingError, match="cannot be run on 'here'"):
         client.check(context)
     context = context_of("slurm", "vllm", environment={"python": sys.executable})
     client.check(context)
 
 
 def test_missing_packages_of_an_interpreter_that_hangs_or_fails_is_none(programs: ProgramFolder) -> None:
-    assert missing_packages(str(programs.add("failing", "exit 1")), ("os",)) is None
-    assert missing_packages(sys.executable, ("os", "no_such_package")) == ("no_such_package",)
+    context = context_of("slurm", "vllm")
+    assert missing_packages(context, str(programs.add("failing", "exit 1")), ("os",)) is None
+    assert missing_packages(context, sys.executable, ("os", "no_such_package")) == ("no_such_package",)
 
 
 def monitored(programs: ProgramFolder, names: list[str], **monitoring: Any) -> PlanContext:
@@ -312,11 +313,16 @@ def monitored(programs: ProgramFolder, names: list[str], **monitoring: Any) -> P
     return context_of("slurm", "vllm", monitoring={"binaries": binaries, **monitoring})
 
 
+def planned_services(context: PlanContext) -> tuple[list[Service], list[str]]:
+    """Return the services of a run whose jobs are all on this machine."""
+    return services_of(dict.fromkeys(get_args(Role), context))
+
+
 ALL = ["prometheus", "pushgateway", "node_exporter"]
 
 
 def test_monitoring_with_all_programs_plans_both_services_and_exporters(programs: ProgramFolder) -> None:
-    services, notes = services_of(monitored(programs, ALL))
+    services, notes = planned_services(monitored(programs, ALL))
     assert ([service.name for service in services], notes) == (["vllm", "client", "pushgateway", "prometheus"], [])
     context = monitored(programs, ALL)
     assert [sidecar.name for sidecar in services[0].draft(context).sidecars] == ["node_exporter"]
@@ -325,7 +331,7 @@ def test_monitoring_with_all_programs_plans_both_services_and_exporters(programs
 @pytest.mark.parametrize("absent", ALL)
 def test_monitoring_auto_leaves_out_what_is_absent_and_says_so(absent: str, programs: ProgramFolder) -> None:
     context = monitored(programs, [name for name in ALL if name != absent])
-    services, notes = services_of(context)
+    services, notes = planned_services(context)
     assert absent not in {service.name for service in services}
     assert len(services) == (4 if absent == "node_exporter" else 3)
     (note,) = notes
@@ -336,23 +342,25 @@ def test_monitoring_auto_leaves_out_what_is_absent_and_says_so(absent: str, prog
 
 def test_monitoring_required_refuses_to_run_without_a_part(programs: ProgramFolder) -> None:
     with pytest.raises(ProgramMissingError) as caught:
-        services_of(monitored(programs, ["pushgateway"], mode="required"))
+        planned_services(monitored(programs, ["pushgateway"], mode="required"))
     for name in ("prometheus (", "node_exporter (", "apt-get install"):
         assert name in str(caught.value)
-    services, _ = services_of(monitored(programs, ["pushgateway", "prometheus"], mode="required", node_exporter=False))
+    services, _ = planned_services(
+        monitored(programs, ["pushgateway", "prometheus"], mode="required", node_exporter=False)
+    )
     assert len(services) == 4
 
 
 def test_monitoring_required_makes_its_jobs_essential(programs: ProgramFolder) -> None:
     for mode, expected in (("required", True), ("auto", False)):
         context = monitored(programs, ALL, mode=mode)
-        drafts = [service.draft(context) for service in services_of(context)[0][2:]]
+        drafts = [service.draft(context) for service in planned_services(context)[0][2:]]
         assert [draft.is_essential for draft in drafts] == [expected, expected]
 
 
 def test_monitoring_off_leaves_everything_out_and_says_so(programs: ProgramFolder) -> None:
     context = monitored(programs, ALL, mode="off")
-    services, notes = services_of(context)
+    services, notes = planned_services(context)
     assert [service.name for service in services] == ["vllm", "client"]
     assert notes == ["monitoring: off, as asked for"]
     assert not any(service.draft(context).sidecars for service in services)
