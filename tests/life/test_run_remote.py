@@ -125,6 +125,39 @@ def test_run_on_a_remote_cluster_whose_server_dies_shows_its_last_words(
     assert jobs_of(run.json("summary.json")["run_id"]) == {}
 
 
+def test_run_with_its_server_and_its_trials_on_two_clusters(
+    remote_recipe: dict[str, Any], start: Start, server: SshServer, tmp_path: Path
+) -> None:
+    # The agent here, the model there, training elsewhere: three hosts in one recipe.
+    other = SshServer(tmp_path / "other sshd".replace(" ", "_")).start()
+    try:
+        job = remote_recipe["job"]
+        job["hosts"]["other"] = {
+            "ssh": json.loads(other.spec().model_dump_json(exclude_none=True)),
+            "base_dir": str(tmp_path / "elsewhere"),
+            "scheduler": {"kind": "slurm"},
+            "environment": {"python": sys.executable},
+        }
+        job["resources"]["trial"] = {**job["resources"]["trial"], "host": "other"}
+        job["hpo"] = {**HPO, "trials": 1, "evaluate_winner": False}
+        run = start(remote_recipe)
+        assert run.wait(280) == 0, run.stderr
+    finally:
+        other.kill()
+    summary = run.json("summary.json")
+    assert summary["stages"]["hpo"]["finished"] == 1
+    there, elsewhere = remote_run(remote_recipe, run), tmp_path / "elsewhere" / "runs" / run.run_dir.name
+    assert [path.name for path in sorted((there / "status").glob("*.json"))] == [
+        f"orch-{summary['run_id']}-{name}.json" for name in ("client", "vllm")
+    ]
+    assert [path.name for path in (elsewhere / "status").glob("*.json")] == [
+        f"orch-{summary['run_id']}-trial_0000.json"
+    ]
+    assert list(elsewhere.glob("trials/*/results.json"))
+    assert not list(there.glob("trials/*"))
+    assert jobs_of(summary["run_id"]) == {}
+
+
 def test_run_on_a_remote_cluster_is_left_seen_and_stopped(remote_recipe: dict[str, Any], start: Start) -> None:
     run = start(remote_recipe, "--keep")
     assert run.wait(240) == 0, run.stderr
