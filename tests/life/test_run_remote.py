@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import sys
@@ -179,3 +180,43 @@ def test_run_on_a_host_that_cannot_be_reached_says_so_before_anything_is_started
     assert "127.0.0.1" in run.stderr
     assert "Traceback" not in run.stderr
     assert not run.output_dir.exists() or list(run.output_dir.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can let an sshd log another user in")
+def test_run_as_another_user_of_the_cluster_below_that_users_home(
+    remote_recipe: dict[str, Any], start: Start, request: pytest.FixtureRequest
+) -> None:
+    user = os.environ.get("ORCH_CLUSTER_USER", "orchtest")
+    try:
+        home = Path(pwd.getpwnam(user).pw_dir)
+    except KeyError:
+        pytest.skip(f"there is no user {user} (tests/cluster/up.sh makes one)")
+    # What that user has to read: the key that lets in, the server and its model.
+    common = Path(tempfile.mkdtemp(prefix="orch-common-", dir="/tmp"))
+    common.chmod(0o755)
+    request.addfinalizer(lambda: shutil.rmtree(common))
+    job = remote_recipe["job"]
+    shutil.copytree(job["service"]["model"], common / "model")
+    shutil.copy(job["engine"]["python"], common / "python")
+    for path in [common / "model", common / "python"]:
+        path.chmod(0o755)
+    # Without PAM sshd refuses an account that has no password.
+    other = SshServer(common / "sshd", UsePAM="yes").start()
+    request.addfinalizer(other.kill)
+    (common / "sshd").chmod(0o755)
+    (common / "sshd" / "authorized_keys").chmod(0o644)
+    base = f"orch-test-{os.getpid()}"
+    request.addfinalizer(lambda: shutil.rmtree(home / base, ignore_errors=True))
+    job["service"]["model"], job["engine"]["python"] = str(common / "model"), str(common / "python")
+    job["hosts"]["cluster"] |= {"ssh": json.loads(other.spec(user=user).model_dump_json(exclude_none=True))}
+    job["hosts"]["cluster"]["base_dir"] = base
+    job["hpo"] = {**HPO, "trials": 1}
+    run = start(remote_recipe)
+    assert run.wait(280) == 0, run.stderr
+    summary = run.json("summary.json")
+    assert summary["stages"]["hpo"]["finished"] == 1
+    there = home / base / "runs" / run.run_dir.name
+    assert there.owner() == (there / "secrets" / "api_token").owner() == user
+    assert {oct(path.stat().st_mode)[-3:] for path in (home / base, there, there.parent)} == {"700"}
+    assert list((run.run_dir / "trials").glob("*/results.json"))
+    assert processes_with(str(there)) == []
