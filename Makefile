@@ -31,6 +31,9 @@ test: check ## lint, types, then the whole suite; what this machine lacks is ski
 test-faults: $(STAMP) ## the whole fault suite: the orchestrator killed at every step and more (about half an hour)
 	ORCH_FAULTS=all $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
+bench: $(STAMP) ## measure what is claimed of cost and scale
+	$(BIN)/python -m tests.bench.poll_scale
+
 check: $(STAMP) ## lint, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -38,6 +38,7 @@ class SearchStudy:
         optuna.logging.disable_default_handler()
         optuna.logging.enable_propagation()
         self._space: Space = hpo.space
+        self._ended: dict[int, TrialView] = {}
         try:
             # Of an orchestrator that was killed while it wrote: the run's lease says that there is no other writer.
             journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
@@ -60,7 +61,17 @@ class SearchStudy:
 
     def views(self) -> tuple[TrialView, ...]:
         """Return all trials, in the order of their numbers."""
-        return tuple(_view(trial) for trial in self._study.get_trials(deepcopy=False))
+        return tuple(self._seen(trial) for trial in self._study.get_trials(deepcopy=False))
+
+    def _seen(self, trial: Any) -> TrialView:
+        """Return a trial's view; that of an ended one is made once."""
+        ended = self._ended.get(trial.number)
+        if ended is not None:
+            return ended
+        view = _view(trial)
+        if trial.state.is_finished():
+            self._ended[trial.number] = view
+        return view
 
     def view(self, number: int) -> TrialView:
         """Return one trial."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from orchestrator.errors import (
     NoConnectionError,
     StorageError,
     SubmitError,
+    TransportError,
 )
 from orchestrator.hosts import Host, Hosts
 from orchestrator.ledger import Ledger
@@ -35,6 +36,8 @@ from orchestrator.truth import Evidence, judge
 log = logging.getLogger(__name__)
 LOOKUP_WAITS_S = (0.5, 2.0, 5.0, 10.0)
 LATE_SUBMIT_S = 10.0
+# How many ended tasks are still shown.
+RECENT = 12
 # As long as services live without hearing from their orchestrator.
 UNREACHABLE_PATIENCE_S = 900.0
 # A reason for which no job can start may be that of a moment: a partition that is being changed.
@@ -102,13 +105,34 @@ class JobTracker:
         self._run, self._written, self._polling = run, ledger, polling
         self._views = {host.name: _View(host) for host in hosts}
         self._jobs: dict[str, TrackedJob] = {}
+        # What a look costs must not grow with the number of jobs that have ended.
+        self._open: dict[str, TrackedJob] = {}
+        self._services: dict[str, TrackedJob] = {}
+        self._ended: deque[TrackedJob] = deque(maxlen=RECENT)
         self._intended: dict[str, Intent] = {}
         self._generations: Counter[str] = Counter()
+        self._next_submit = 0.0
 
     @property
     def jobs(self) -> tuple[TrackedJob, ...]:
         """All submitted jobs, in the order of submission; of those that were submitted again the last."""
         return tuple(self._jobs.values())
+
+    @property
+    def services(self) -> tuple[TrackedJob, ...]:
+        """The submitted services, ended ones included."""
+        return tuple(self._services.values())
+
+    @property
+    def current(self) -> tuple[TrackedJob, ...]:
+        """What is to be shown: services, tasks that have not ended, and the last that have."""
+        tasks = {job.name: job for job in (*self._ended, *self._open.values()) if job.planned.kind == "task"}
+        return (*self.services, *tasks.values())
+
+    @property
+    def count(self) -> int:
+        """How many jobs there are, ended ones included."""
+        return len(self._jobs)
 
     @property
     def _ledger(self) -> Ledger:
@@ -140,6 +164,7 @@ class JobTracker:
         """
         self._guard(planned)
         deadline = time.monotonic() + UNREACHABLE_PATIENCE_S
+        self._keep_pace()
         while True:
             try:
                 with self._uninterrupted():
@@ -149,6 +174,12 @@ class JobTracker:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(LOOKUP_WAITS_S[1])
+
+    def _keep_pace(self) -> None:
+        """Wait until the next submission may be made: schedulers suffer from bursts."""
+        now = time.monotonic()
+        time.sleep(max(0.0, self._next_submit - now))
+        self._next_submit = max(now, self._next_submit) + 1.0 / self._polling.submits_per_s
 
     def _submit(self, planned: PlannedJob) -> TrackedJob:
         view = self._views[planned.host]
@@ -229,7 +260,7 @@ class JobTracker:
 
     def poll(self) -> None:
         """Look at the records of all jobs that have not ended, and at each scheduler when that is due."""
-        open_jobs = [job for job in self._jobs.values() if not job.state.is_final]
+        open_jobs = [job for job in self._open.values() if not job.state.is_final]
         for view in self._views.values():
             jobs = [job for job in open_jobs if job.planned.host == view.host.name]
             if jobs:
@@ -287,6 +318,7 @@ class JobTracker:
                 is_absence_final=view.scheduler.is_absence_final,
                 cancelled=job.cancelled,
                 listed_at=job.listed_at,
+                is_task=job.planned.kind == "task",
             )
         )
         if verdict.state == JobState.REQUEUED and job.record is not None:
@@ -304,7 +336,31 @@ class JobTracker:
             self._note("job_state", job=job.name, job_id=job.job_id, state=verdict.state, node=node, why=verdict.why)
         if verdict.state.is_final and not job.state.is_final:
             view.host.collect_logs(job.planned, job.job_id)
+            self.forget_ended(job)
+            self._end_repetition(job, view)
         job.state, job.why, job.node = verdict.state, verdict.why, node
+
+    def _end_repetition(self, job: TrackedJob, view: _View) -> None:
+        """Keep a job that has ended from running once more, where the scheduler has it in the queue again.
+
+        Slurm does so after its controller was killed: it starts what it remembers as pending (and holds it, while the
+        first copy still runs).
+        """
+        is_queued = job.seen is not None and job.seen.state in {JobState.PENDING, JobState.REQUEUED}
+        if self._written is None or not (is_queued and view.has_answered):
+            return
+        log.warning("%s has ended, and job %s is in the queue again: it is being cancelled", job.name, job.job_id)
+        try:
+            self._fence(job.planned)
+        except (StorageError, TransportError) as error:
+            log.warning("%s", error)
+        # Not as this run's cancellation of the job: what it has done counts.
+        view.ask(view.scheduler.cancel_argv([job.job_id]))
+
+    def forget_ended(self, job: TrackedJob) -> None:
+        """Look at a job no more; it is still among all jobs."""
+        self._open.pop(job.name, None)
+        self._ended.append(job)
 
     def raise_if_dead(self, jobs: Iterable[TrackedJob] | None = None) -> None:
         """Raise for the first essential service that has ended.
@@ -312,7 +368,7 @@ class JobTracker:
         Raises:
             JobFailedError: with the last lines of its log.
         """
-        for job in self.jobs if jobs is None else jobs:
+        for job in self.services if jobs is None else jobs:
             if job.planned.kind == "service" and job.planned.is_essential and job.state.is_final and not job.cancelled:
                 raise self.failure(job)
 
@@ -322,7 +378,7 @@ class JobTracker:
         Raises:
             CannotStartError: with the scheduler's reason.
         """
-        for job in self.jobs:
+        for job in self._open.values():
             if job.stuck_since is None or job.cancelled or job.state.is_final:
                 continue
             if time.monotonic() - job.stuck_since > STUCK_PATIENCE_S:
@@ -380,7 +436,10 @@ class JobTracker:
     def adopt(self, planned: PlannedJob, job_id: str, submitted_at: float) -> TrackedJob:
         """Track a submitted job, in the place of an earlier one of its name."""
         self._intended.pop(planned.token, None)
-        tracked = self._jobs[planned.name] = TrackedJob(planned, job_id, submitted_at)
+        tracked = TrackedJob(planned, job_id, submitted_at)
+        self._jobs[planned.name] = self._open[planned.name] = tracked
+        if planned.kind == "service":
+            self._services[planned.name] = tracked
         return tracked
 
     def forget(self, token: str) -> None:
@@ -442,7 +501,7 @@ class JobTracker:
             self.poll()
             if tell:
                 tell()
-            left = [job for job in self._jobs.values() if not job.state.is_final]
+            left = [job for job in self._open.values() if not job.state.is_final]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(min(self._polling.records_s, 0.5))

@@ -38,8 +38,8 @@ class Progress(Protocol):
         """Tell one thing that happened."""
         ...
 
-    def show_jobs(self, jobs: Sequence[TrackedJob]) -> None:
-        """Show the state of all jobs."""
+    def show_jobs(self, jobs: Sequence[TrackedJob], count: int | None = None) -> None:
+        """Show the state of jobs: of all, or of the latest of ``count``."""
         ...
 
     def show_bar(self, name: str, done: int, total: int, detail: str) -> None:
@@ -91,7 +91,7 @@ class PlainProgress:
             self._is_read = False
             log.warning("progress is no longer shown: %s", error)
 
-    def show_jobs(self, jobs: Sequence[TrackedJob]) -> None:
+    def show_jobs(self, jobs: Sequence[TrackedJob], count: int | None = None) -> None:
         for job in jobs:
             shown = (job.phase, job.why)
             if self._phases.get(job.name) != shown:
@@ -115,6 +115,7 @@ class LiveProgress:
         self._console = console
         self._started = time.monotonic()
         self._jobs: Sequence[TrackedJob] = ()
+        self._count = 0
         self._bars: dict[str, tuple[int, int, str]] = {}
         self._ended: dict[str, float] = {}
         # Live asks for a first picture at once.
@@ -135,8 +136,9 @@ class LiveProgress:
             soft_wrap=True,
         )
 
-    def show_jobs(self, jobs: Sequence[TrackedJob]) -> None:
+    def show_jobs(self, jobs: Sequence[TrackedJob], count: int | None = None) -> None:
         self._jobs = tuple(jobs)
+        self._count = len(jobs) if count is None else count
         for job in jobs:
             if job.state.is_final:
                 self._ended.setdefault(job.name, time.time())
@@ -166,8 +168,8 @@ class LiveProgress:
                 )
                 table.add_row(*row)
             parts.append(table)
-            if len(shown) < len(self._jobs):
-                parts.append(Text(f"… and {len(self._jobs) - len(shown)} more that have ended", style="dim"))
+            if len(shown) < self._count:
+                parts.append(Text(f"… and {self._count - len(shown)} more that have ended", style="dim"))
         if self._bars:
             bars = Table.grid(padding=(0, 1))
             for name, (done, total, detail) in self._bars.items():

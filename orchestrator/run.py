@@ -207,7 +207,7 @@ class Run:
         self._notifier.tell("ready", "running", f"{self._composed.recipe.job.name}: all services are ready")
 
     def _services(self) -> list[TrackedJob]:
-        return [job for job in self._jobs.jobs if job.planned.kind == "service"]
+        return list(self._jobs.services)
 
     def _stages(self) -> None:
         recipe, plan = self._composed.recipe, self._composed.plan
@@ -288,7 +288,7 @@ class Run:
         """
         self._renew_lease()
         self._jobs.poll()
-        self._progress.show_jobs(self._jobs.jobs)
+        self._show_jobs()
         self._notifier.look(self._services())
         self._jobs.raise_if_dead()
         self._jobs.raise_if_stuck()
@@ -298,6 +298,9 @@ class Run:
                 self._progress.say(f"{job.name} is left out from here on: {self._jobs.failure(job)}")
         if self._run.stop_request.exists():
             raise StopRequestedError("stopped by `orch.py stop`")
+
+    def _show_jobs(self) -> None:
+        self._progress.show_jobs(self._jobs.current, self._jobs.count)
 
     def _renew_lease(self) -> None:
         written = self._lease.renew()
@@ -395,7 +398,7 @@ class Run:
                 self._jobs.cancel(left)
             except CommandError as error:
                 log.warning("%s", error)
-            left = tuple(self._jobs.wait_for_end(CANCEL_AGAIN_S, lambda: self._progress.show_jobs(self._jobs.jobs)))
+            left = tuple(self._jobs.wait_for_end(CANCEL_AGAIN_S, self._show_jobs))
         name = self._run.root.name
         how = f"Look with `orch.py status {name}`, end them with `orch.py stop {name}`."
         if left:

@@ -102,6 +102,8 @@ class Polling(StrictModel):
     """Between two looks at the run's own status and endpoint records, in seconds."""
     metrics_s: Annotated[float, Field(ge=0.2, le=3600)] = 2.0
     """Between two pushes of training metrics, in seconds."""
+    submits_per_s: Annotated[float, Field(gt=0, le=1000)] = 10.0
+    """Jobs submitted per second at most."""
 
 
 _NUMBER_FORMAT = re.compile(r"(0?[1-9])?", re.ASCII)

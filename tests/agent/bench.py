@@ -113,7 +113,7 @@ class RecordingProgress:
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def show_jobs(self, jobs: Sequence[TrackedJob]) -> None:
+    def show_jobs(self, jobs: Sequence[TrackedJob], count: int | None = None) -> None:
         pass
 
     def show_bar(self, name: str, done: int, total: int, detail: str) -> None:

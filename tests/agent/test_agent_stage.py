@@ -17,6 +17,7 @@ from agent.search import Search
 from agent.study import SearchStudy
 from agent.trials import trial_draft, trial_place
 from orchestrator.errors import JobFailedError, ServiceAnswerError, StageError, SubmitError
+from orchestrator.gpu_guard import GpuCapError, Spending
 from orchestrator.interrupts import TerminatedError
 from orchestrator.plan import PlannedJob
 from orchestrator.recipe.infrastructure import Resources, RoleResources
@@ -553,3 +554,53 @@ def test_search_omp_threads_follow_the_allocation(new_bench: NewBench) -> None:
     bench.jobs.submit(planned)
     bench.jobs.wait_for_end(20.0)
     assert bench.argv(1)[1] == "1"
+
+
+def cap_of(bench: Bench, is_over: Callable[[PlannedJob, int], bool], may_fit_later: bool) -> list[str]:
+    """Let the guard refuse what is_over says of a job and the number of open jobs; return the refused ones."""
+    refused: list[str] = []
+
+    def guard(planned: PlannedJob) -> None:
+        if is_over(planned, sum(not job.state.is_final for job in bench.jobs.jobs)):
+            refused.append(planned.name)
+            spending = Spending(spent=0.0 if may_fit_later else 9.0, services=0.0, tasks=1.0)
+            raise GpuCapError(planned.name, spending, 0.5, 1.0)
+
+    bench.jobs._guard = guard
+    return refused
+
+
+def test_search_over_the_cap_ends_with_its_best_and_says_so(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 5, "sampler": "random"})
+    refused = cap_of(bench, lambda planned, _: planned.name > "trial_0001" or planned.name == "evaluate", False)
+
+    figures = bench.search()
+
+    assert figures["stopped_by"] == "max_gpu_hours"
+    assert (figures["state"], figures["finished"], figures["failed"]) == ("completed", 2, 0)
+    assert figures["best"]["objective"] == max(trial["objective"] or 0 for trial in figures["trials"])
+    assert refused == ["trial_0002", "evaluate"]
+    assert figures["test_accuracy"] is None
+    assert [warning.split(":")[0] for warning in figures["warnings"]] == [
+        "job 'trial_0002' is not submitted",
+        "test accuracy was not measured",
+    ]
+
+
+def test_search_over_the_cap_from_the_start_has_no_result_and_says_why(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 5, "sampler": "random"})
+    cap_of(bench, lambda planned, _: True, False)
+    with pytest.raises(StageError, match=r"no trial has a result: job 'trial_0000' is not submitted: .*max_gpu_hours"):
+        bench.search()
+
+
+def test_search_holds_a_trial_back_until_the_cap_has_room_for_it(new_bench: NewBench) -> None:
+    bench = new_bench({"trials": 4, "parallel_trials": 3, "sampler": "random"}, {"sleep_s": 0.5})
+    refused = cap_of(bench, lambda planned, n_open: n_open >= 2, True)
+
+    figures = bench.search()
+
+    assert (figures["finished"], figures["stopped_by"], len(figures["trials"])) == (4, None, 4)
+    assert refused
+    assert bench.most_at_once == 2
+    assert figures["test_accuracy"] == 0.875

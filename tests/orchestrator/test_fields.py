@@ -19,6 +19,7 @@ KINDS = {"job.scheduler": "slurm", "job.hpo.dataset": "folder"}
 # A value other than the baseline's for each field that changes the plan.
 CHANGED: dict[str, Any] = {
     "job.name": "other",
+    "job.notify": [{"on": ["failed"], "mail": "me@site.example"}],
     "job.infrastructure.partition": "cpu",
     "job.infrastructure.account": "p2",
     "job.infrastructure.qos": "urgent",
@@ -117,7 +118,9 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "job.benchmark.seed": ("client/stage.py", "benchmark.seed"),
     "job.benchmark.timeout_s": ("client/stage.py", "benchmark.timeout_s"),
     "job.hpo.trials": ("agent", "hpo.trials"),
+    "job.polling.submits_per_s": ("orchestrator/jobs.py", "submits_per_s"),
     "job.host": ("orchestrator/resolve.py", "job.host"),
+    "job.guard.max_gpu_hours": ("orchestrator/run.py", "job.guard.max_gpu_hours"),
     "job.hosts": ("orchestrator/resolve.py", "job.hosts"),
     **{
         f"job.resources.{role}.host": ("orchestrator/resolve.py", ".host")

@@ -42,7 +42,7 @@ class Cluster:
     def tracker(self, held: Any = nullcontext, timeout_s: float = 20.0) -> JobTracker:
         """Return a tracker that looks at the queue with every poll."""
         scheduler = slurm_scheduler(command_timeout_s=timeout_s)
-        polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, metrics_s=1.0)
+        polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, metrics_s=1.0, submits_per_s=1000.0)
         return JobTracker(self.run, self.ledger, hosts_here(scheduler, self.run), polling, held)
 
     def queue(self, *lines: str) -> None:
@@ -251,6 +251,36 @@ def test_poll_of_a_preempted_job_waits_for_its_second_attempt(cluster: Cluster) 
     assert job.state == JobState.COMPLETED
 
 
+def test_poll_of_a_completed_task_that_is_queued_again_ends_the_second_copy(cluster: Cluster) -> None:
+    """A slurmctld that was killed remembers the job as pending, and starts it again under its id."""
+    tracker = cluster.tracker()
+    job = tracker.submit(PlannedJob(**{**vars(cluster.planned), "kind": "task"}))
+    cluster.listed("RUNNING")
+    cluster.says("running")
+    tracker.poll()
+    cluster.listed("PENDING", "launch failed requeued held")
+    cluster.says("finished", reason="exited", exit_code=0)
+    tracker.poll()
+    assert job.state == JobState.COMPLETED
+    assert cluster.programs.calls("scancel") == ["42"]
+    assert cluster.run.fence(cluster.planned.token).exists()
+    assert not job.cancelled
+    assert "cancel" not in cluster.events()
+
+
+def test_poll_of_a_completed_task_leaves_its_job_alone_where_it_is_not_queued_again(cluster: Cluster) -> None:
+    tracker = cluster.tracker()
+    job = tracker.submit(PlannedJob(**{**vars(cluster.planned), "kind": "task"}))
+    cluster.listed("PENDING", "Priority")
+    tracker.poll()
+    cluster.listed("RUNNING")
+    cluster.says("finished", reason="exited", exit_code=0)
+    tracker.poll()
+    assert job.state == JobState.COMPLETED
+    assert cluster.programs.calls("scancel") == []
+    assert not cluster.run.fence(cluster.planned.token).exists()
+
+
 def test_poll_of_a_job_out_of_time_gives_slurms_reason_not_the_signal(cluster: Cluster) -> None:
     tracker, job = submitted(cluster)
     cluster.listed("TIMEOUT", "TimeLimit")
@@ -261,7 +291,7 @@ def test_poll_of_a_job_out_of_time_gives_slurms_reason_not_the_signal(cluster: C
 
 def test_poll_of_a_short_job_does_not_trust_an_answer_from_before_its_end(cluster: Cluster) -> None:
     tracker, job = submitted(cluster)
-    tracker._polling = Polling.model_construct(scheduler_s=3600.0, records_s=0.01, metrics_s=1.0)
+    tracker._polling = Polling.model_construct(scheduler_s=3600.0, records_s=0.01, metrics_s=1.0, submits_per_s=1000.0)
     cluster.listed("PENDING", "Priority")
     tracker.poll()
     cluster.listed("COMPLETED")
@@ -458,3 +488,33 @@ def test_interrupts_ignored_while_a_run_is_put_away_change_nothing(interrupts: I
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.raise_signal(number)
     assert interrupts._pending is None
+
+
+def test_poll_looks_at_no_job_that_has_ended(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = cluster.tracker()
+    for number in range(50):
+        planned = PlannedJob(
+            **{**vars(cluster.planned), "name": f"t{number}", "token": f"token-{number}", "kind": "task"}
+        )
+        tracker.adopt(planned, str(number), time.time())
+    for number in range(49):
+        fields = {"token": f"token-{number}", "job_id": str(number), "attempt": "a", "host": "n", "started_at": 1.0}
+        end = {"state": "finished", "reason": "exited", "exit_code": 0}
+        write_json(cluster.run.status(f"token-{number}"), {**fields, **end})
+    tracker.poll()
+    looked: list[str] = []
+    monkeypatch.setattr(jobs_module, "read_status", lambda run, token: looked.append(token))
+    tracker.poll()
+    assert looked == ["token-49"]
+    assert [job.name for job in tracker.current] == [*(f"t{number}" for number in range(37, 49)), "t49"]
+    assert (tracker.count, len(tracker.jobs)) == (50, 50)
+
+
+def test_submissions_keep_their_pace(cluster: Cluster) -> None:
+    tracker = cluster.tracker()
+    tracker._polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, submits_per_s=5.0)
+    began = time.monotonic()
+    for number in range(4):
+        planned = PlannedJob(**{**vars(cluster.planned), "name": f"t{number}", "token": f"token-{number}"})
+        tracker.submit(planned)
+    assert time.monotonic() - began >= 0.6

@@ -31,7 +31,7 @@ class FullDisk:
         self.programs.add("squeue", f"cat {queue}")
         self.programs.add("scancel", f"sed -i s/RUNNING/CANCELLED/ {queue}")
         self.ledger = Ledger(self.run.events)
-        polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, metrics_s=1.0)
+        polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, metrics_s=1.0, submits_per_s=1000.0)
         self.tracker = JobTracker(self.run, self.ledger, hosts_here(slurm_scheduler(), self.run), polling)
 
     def fill(self, monkeypatch: pytest.MonkeyPatch) -> None:
