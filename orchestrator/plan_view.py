@@ -6,6 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.forecast.ask import NO_PARTITION
 from orchestrator.forecast.document import Forecast, StageCost, clock
 from orchestrator.plan import Plan, PlannedJob
 from orchestrator.recipe.infrastructure import RoleResources
@@ -68,12 +69,12 @@ def _told(forecast: Forecast, trial: str | None) -> list[str]:
     """Return what is known of starts, accounts and memory, one line for each."""
     by_words: dict[str, list[str]] = {}
     for start in forecast.starts:
-        words = f"the scheduler would refuse it: {start.refusal}" if start.refusal else start.at or start.unknown or "-"
+        words = "it would be refused" if start.refusal else start.at or start.unknown or "-"
         by_words.setdefault(words, []).append("trial" if start.job == trial else start.job)
     return [
         *(f"Start: {words} ({', '.join(names)})" for words, names in by_words.items()),
-        f"Account: {forecast.account}",
-        f"Partitions: {forecast.limits}",
+        *([] if forecast.account.startswith("not applicable") else [f"Account: {forecast.account}"]),
+        *([] if forecast.limits == NO_PARTITION else [f"Partitions: {forecast.limits}"]),
         *([] if forecast.fit.verdict == "does not fit" else [f"Memory: {forecast.fit.text}"]),
     ]
 

@@ -30,6 +30,7 @@ class Evidence:
         is_absence_final: Whether a job missing from the answer has surely ended.
         cancelled: Whether we cancelled it.
         listed_at: When the scheduler last listed it, or None if it never did.
+        is_task: Whether it ends by itself; a service does not.
     """
 
     now: float
@@ -41,6 +42,7 @@ class Evidence:
     is_absence_final: bool
     cancelled: bool = False
     listed_at: float | None = None
+    is_task: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ def judge(evidence: Evidence) -> Verdict:
     """
     record, seen = evidence.record, evidence.seen
     if record is not None and record.is_finished:
+        if evidence.is_task and record.is_success:
+            # Its work is done, though a scheduler that lost its memory may have it in the queue again.
+            return Verdict(JobState.COMPLETED)
         is_doubtful = record.reason == "signal" and not evidence.cancelled and not evidence.is_absence_final
         if is_doubtful and not evidence.scheduler_answered:
             return Verdict(JobState.UNKNOWN, "a signal ended it, and the scheduler does not answer")

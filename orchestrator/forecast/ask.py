@@ -6,7 +6,7 @@ Nothing is submitted. After one command without an answer in time nothing furthe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.errors import TransportError
@@ -17,6 +17,7 @@ from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.schedulers import Association, PartitionLimits, Scheduler
 from orchestrator.transports import Answer, Transport
 
+NO_PARTITION = "none"
 _SILENT = "the scheduler did not answer in time"
 
 
@@ -74,7 +75,22 @@ def _ask_start(inquiry: Inquiry, job: PlannedJob) -> JobStart:
     said = inquiry.scheduler.parse_test(answer) if answer is not None else None
     if said is None:
         return JobStart(job=job.name, unknown=f"not known: {inquiry.why_not(answer)}")
-    return JobStart(job=job.name, at=said.starts_at, refusal=said.refusal)
+    refusal = "; ".join(said.refusal.split("\n")) if said.refusal else None
+    return JobStart(job=job.name, at=said.starts_at, refusal=refusal)
+
+
+def start_warnings(starts: Sequence[JobStart], jobs: Sequence[PlannedJob]) -> list[str]:
+    """Return which jobs the scheduler would not take."""
+    refusals = {start.job: start.refusal for start in starts}
+    return _by_words((job, f"the scheduler would refuse it: {words}") for job in jobs if (words := refusals[job.name]))
+
+
+def _by_words(found: Iterable[tuple[PlannedJob, str]]) -> list[str]:
+    """Return each text once, after the names of all jobs that it is said of."""
+    names: dict[str, list[str]] = {}
+    for job, words in found:
+        names.setdefault(words, []).append("trials" if job.role == "trial" else job.name)
+    return [f"{', '.join(jobs)}: {words}" for words, jobs in names.items()]
 
 
 def ask_limits(inquiry: Inquiry) -> tuple[Mapping[str, PartitionLimits], str]:
@@ -86,7 +102,7 @@ def ask_limits(inquiry: Inquiry) -> tuple[Mapping[str, PartitionLimits], str]:
     limits = inquiry.scheduler.parse_limits(answer) if answer is not None else None
     if limits is None:
         return {}, f"not known: {inquiry.why_not(answer)}"
-    return limits, ", ".join(sorted(limits)) or "none"
+    return limits, ", ".join(sorted(limits)) or NO_PARTITION
 
 
 def ask_accounts(inquiry: Inquiry) -> tuple[tuple[Association, ...] | None, str]:
@@ -130,16 +146,14 @@ def limit_warnings(jobs: Sequence[PlannedJob], limits: Mapping[str, PartitionLim
     """Return what jobs ask for that their partitions do not have."""
     if not limits:
         return []
-    warnings: list[str] = []
+    found: list[tuple[PlannedJob, str]] = []
     for job in jobs:
         name = job.resources.partition
-        if name is None:
-            continue
-        if name not in limits:
-            warnings.append(f"{job.name}: {kind} has no partition '{name}'. It has: {', '.join(sorted(limits))}")
-            continue
-        warnings += [f"{job.name}: {text}" for text in _over(job.resources, name, limits[name])]
-    return warnings
+        if name is not None and name not in limits:
+            found.append((job, f"{kind} has no partition '{name}'. It has: {', '.join(sorted(limits))}"))
+        elif name is not None:
+            found += [(job, text) for text in _over(job.resources, name, limits[name])]
+    return _by_words(found)
 
 
 def _over(resources: RoleResources, name: str, limits: PartitionLimits) -> list[str]:

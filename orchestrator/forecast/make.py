@@ -13,6 +13,7 @@ from orchestrator.forecast.ask import (
     ask_limits,
     ask_starts,
     limit_warnings,
+    start_warnings,
 )
 from orchestrator.forecast.document import Forecast, JobStart, ModelFit, StageCost, WallTime
 from orchestrator.forecast.fit import fit_cpu, fit_gpu, unknown_fit
@@ -116,7 +117,7 @@ def _ask(place: Place, jobs: Sequence[PlannedJob]) -> _Told:
     starts = ask_starts(inquiry, jobs)
     accounts, account_text = ask_accounts(inquiry)
     warnings = (
-        *(f"{start.job}: the scheduler would refuse it: {start.refusal}" for start in starts if start.refusal),
+        *start_warnings(starts, jobs),
         *limit_warnings(jobs, limits, place.scheduler.kind),
         *account_warnings(jobs, accounts),
     )

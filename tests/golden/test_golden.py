@@ -55,13 +55,14 @@ HPO = {
     },
     "fixed": {"model_type": "resnet18", "num_epochs": 5, "augment": False},
 }
+MAIL = [{"on": ["ready", "failed", "finished"], "mail": "alice@example.org"}]
 CASES = {
     "slurm_vllm_1_node": recipe_document("slurm", "vllm", **SLURM, engine=VLLM, hpo=HPO),
-    "slurm_vllm_2_nodes": recipe_document("slurm", "vllm", **SLURM, engine=VLLM),
+    "slurm_vllm_2_nodes": recipe_document("slurm", "vllm", **SLURM, engine=VLLM, notify=MAIL),
     "slurm_ollama_1_node": recipe_document("slurm", "ollama", **SLURM),
     "slurm_ollama_2_nodes": recipe_document("slurm", "ollama", **SLURM),
     "pbs_vllm_1_node": recipe_document("pbs", "vllm", **PBS, engine=VLLM, hpo=HPO),
-    "pbs_vllm_2_nodes": recipe_document("pbs", "vllm", engine=VLLM, infrastructure={"gpus_per_node": 2}),
+    "pbs_vllm_2_nodes": recipe_document("pbs", "vllm", engine=VLLM, infrastructure={"gpus_per_node": 2}, notify=MAIL),
     "pbs_ollama_1_node": recipe_document("pbs", "ollama", **PBS),
     "local_vllm": recipe_document("local", "vllm", engine={**VLLM, "device": "gpu", "port": 8000}, hpo=HPO),
     "local_ollama": recipe_document("local", "ollama", engine={"device": "cpu"}, infrastructure={"mem_gb": 1}),

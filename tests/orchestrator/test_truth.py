@@ -83,6 +83,14 @@ CASES: dict[str, tuple[dict[str, Any], JobState]] = {
     # A requeue: the sentinel is the earlier attempt's.
     "ended and pending again": ({"record": ended("signal"), "seen": seen(S.PENDING, "BeginTime")}, S.REQUEUED),
     "ended well and pending again": ({"record": ended(exit_code=0), "seen": seen(S.PENDING)}, S.REQUEUED),
+    "a task ended well and pending again": (
+        {"record": ended(exit_code=0), "seen": seen(S.PENDING), "is_task": True},
+        S.COMPLETED,
+    ),
+    "a task ended badly and pending again": (
+        {"record": ended(exit_code=1), "seen": seen(S.PENDING), "is_task": True},
+        S.REQUEUED,
+    ),
     "ended and requeued": ({"record": ended(exit_code=1), "seen": seen(S.REQUEUED)}, S.REQUEUED),
     "ended, pending by an old answer": (
         {"record": ended(exit_code=0), "seen": seen(S.PENDING), "scheduler_answered": False},

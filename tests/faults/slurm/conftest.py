@@ -272,7 +272,7 @@ def scene(
                 "cpus_per_task": 1,
                 "gpus_per_node": 0,
             },
-            "resources": {"client": small, "trial": small},
+            "resources": {"client": {**small}, "trial": {**small}},
             "service": {"model": str(model_dir), "n_clients": 2, "n_requests_per_client": 2, "startup_timeout_s": 60},
             "engine": {"kind": "vllm", "device": "cpu", "python": str(standin_python)},
             "environment": {"python": str(counting_python)},

@@ -7,6 +7,8 @@ import pytest
 from tests.faults.slurm.conftest import IS_WHOLE, SlurmScene, whole_suite
 
 FIRST = "trial_0000"
+# When a job would start is asked of sbatch too, and submits nothing.
+FORECAST = '[[ " $* " == *" --test-only "* ]] && exec "$real" "$@"'
 BAD = {
     "hung": "exec sleep 600",
     "garbage": 'head -c 2000 /dev/urandom; echo "|||"',
@@ -51,7 +53,7 @@ def test_scancel_that_hangs_is_asked_again(search: SlurmScene) -> None:
 @whole_suite
 def test_sbatch_that_hangs_after_it_has_submitted_is_looked_up(search: SlurmScene) -> None:
     search.job["scheduler"]["command_timeout_s"] = 3
-    search.shim("sbatch", '"$real" "$@" >/dev/null; exec sleep 600')
+    search.shim("sbatch", f'{FORECAST}; "$real" "$@" >/dev/null; exec sleep 600')
     run = search.start()
     assert run.wait(240) == 0, run.stderr
     search.check_completed()
@@ -61,7 +63,7 @@ def test_sbatch_that_hangs_after_it_has_submitted_is_looked_up(search: SlurmScen
 @whole_suite
 def test_sbatch_that_hangs_before_it_has_submitted_is_not_repeated_and_says_so(search: SlurmScene) -> None:
     search.job["scheduler"]["command_timeout_s"] = 2
-    search.shim("sbatch", "exec sleep 600")
+    search.shim("sbatch", f"{FORECAST}; exec sleep 600")
     run = search.start()
     assert run.wait(120) == 1
     assert "no answer in time" in run.stderr

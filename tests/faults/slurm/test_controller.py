@@ -12,8 +12,9 @@ from tests.faults.slurm.conftest import SlurmScene, whole_suite
 from tests.faults.slurm.fault_cluster import wait_until
 
 FIRST = "trial_0000"
-# sbatch of the second job stops or kills the controller first, and goes on to the real sbatch.
+# sbatch of the third job stops or kills the controller first, and goes on to the real sbatch.
 AROUND_SUBMIT = """
+if [[ " $* " == *" --test-only "* ]]; then exec "$real" "$@"; fi
 echo x >>"$folder/calls"
 if [[ $(wc -l <"$folder/calls") == 3 ]]; then
   touch "$folder/struck"
@@ -48,10 +49,12 @@ def test_submission_to_a_controller_that_hangs_is_adopted_not_repeated(search: S
 
 
 @whole_suite
+@pytest.mark.timeout(400)
+@pytest.mark.xfail(strict=True, reason="agent/search.py takes a submission whose answer was lost for a failed trial")
 def test_submission_to_a_controller_that_hangs_for_long_stays_open_until_resume(search: SlurmScene) -> None:
     """The answer is lost, and nobody can be asked: the run ends, the job is found again by `resume`."""
     pid = search.cluster.pid("slurmctld")
-    search.job["scheduler"]["command_timeout_s"] = 5
+    search.job["scheduler"]["command_timeout_s"] = 2
     strike(search, f"kill -STOP {pid}")
     run = search.start()
     run.wait_for(lambda: has_struck(search), "the third submission", 90)
@@ -105,12 +108,15 @@ def test_controller_killed_after_a_submission_has_no_trial_counted_twice(delay_s
 
 @whole_suite
 @pytest.mark.timeout(400)
-def test_controller_killed_during_a_run_and_started_again_does_not_end_the_run(search: SlurmScene) -> None:
+@pytest.mark.parametrize("after_s", [4, 12])
+def test_controller_killed_during_a_run_and_started_again_does_not_end_the_run(
+    after_s: int, search: SlurmScene
+) -> None:
+    """Slurm saves its state every few seconds: it may remember a running job as pending, and start it once more."""
     search.hold.touch()
     run = search.start()
     search.await_state(run, FIRST, "running")
-    # Slurm saves its state every few seconds; what is older than that it knows again.
-    time.sleep(8)
+    time.sleep(after_s)
     search.cluster.kill("slurmctld")
     time.sleep(10)
     search.cluster.start("slurmctld")

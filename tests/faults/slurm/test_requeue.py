@@ -10,7 +10,6 @@ import pytest
 
 from tests.faults.slurm.conftest import SlurmScene, whole_suite
 from tests.faults.slurm.fault_cluster import wait_until
-from tests.life.conftest import processes_with
 
 FIRST = "trial_0000"
 
@@ -138,23 +137,43 @@ def test_node_whose_slurmd_is_killed_has_its_service_moved(search: SlurmScene) -
 
 @whole_suite
 @pytest.mark.timeout(400)
-def test_job_killed_outright_with_its_slurmd_is_told_of(search: SlurmScene) -> None:
-    """The whole node dies: slurmd, supervisor and server at once."""
+def test_node_that_dies_with_all_its_processes_has_its_trial_started_elsewhere(search: SlurmScene) -> None:
+    search.job["resources"]["trial"]["partition"] = "cpu"
+    search.job["infrastructure"]["partition"] = "gpu"
     search.hold.touch()
     run = search.start()
     before = search.await_state(run, FIRST, "running")
+    run.wait_for(lambda: sum(search.starts().values()) == 1, "the trainer")
     node = search.cluster.node(before["job_id"])
-    trainers = processes_with(f"{search.folder}/counting-python", "train.py")
+    step = int(stat_fields(before["pid"])[1])
+    assert "slurmstepd" in Path(f"/proc/{step}/comm").read_text(), "the supervisor is the batch script itself"
     search.cluster.kill(node)
-    for pid in [before["pid"], *trainers]:
-        if is_alive(pid):
-            os.kill(pid, signal.SIGKILL)
+    # A step's daemon would still tell slurmctld of the end of its processes.
+    for pid in (step, before["pid"]):
+        os.kill(pid, signal.SIGKILL)
     run.wait_for(lambda: search.record(FIRST)["attempt"] != before["attempt"], "the second attempt", 120)
     search.hold.unlink()
     assert run.wait(180) == 0, run.stderr
     search.cluster.start(node)
     search.check_completed()
     search.check_trials(again=1)
+
+
+@whole_suite
+@pytest.mark.timeout(400)
+def test_trial_killed_outright_has_failed_without_a_last_word(search: SlurmScene) -> None:
+    search.hold.touch()
+    run = search.start()
+    before = search.await_state(run, FIRST, "running")
+    run.wait_for(lambda: sum(search.starts().values()) == 1, "the trainer")
+    os.kill(before["pid"], signal.SIGKILL)
+    run.wait_for(lambda: "trial 0 (random)" in run.stderr, "the end of the trial", 60)
+    search.hold.unlink()
+    assert run.wait(120) == 0, run.stderr
+    trials = search.summary()["stages"]["hpo"]["trials"]
+    assert [trial["state"] for trial in trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert "it was killed outright, without a last word" in trials[0]["cause"]
+    search.check_completed()
 
 
 def preempt(scene: SlurmScene, node: str) -> str:
@@ -166,6 +185,11 @@ def preempt(scene: SlurmScene, node: str) -> str:
 def is_alive(pid: int) -> bool:
     """Tell whether a process lives; a zombie does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return stat_fields(pid)[0] not in "ZX"
     except OSError:
         return False
+
+
+def stat_fields(pid: int) -> list[str]:
+    """Return a process's state, parent and so on: proc_pid_stat(5) from field 3."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

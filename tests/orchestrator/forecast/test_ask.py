@@ -17,6 +17,7 @@ from orchestrator.forecast.ask import (
     ask_limits,
     ask_starts,
     limit_warnings,
+    start_warnings,
 )
 from orchestrator.plan import PlannedJob
 from orchestrator.recipe.sections import LocalSchedulerSpec, PbsSchedulerSpec, SlurmSchedulerSpec
@@ -198,6 +199,18 @@ def test_limits_warn_of_what_a_partition_does_not_have() -> None:
         "client: slurm has no partition 'nosuch'. It has: cpu, gpu",
     ]
     assert limit_warnings(planned, {}, "slurm") == [], "what is not known is not warned of"
+
+
+def test_warning_that_holds_for_several_jobs_is_given_once() -> None:
+    planned = jobs(infrastructure={"partition": "cpu", "time": "30", "mem_gb": 1}, hpo={"dataset": {"kind": "digits"}})
+    limits = {"cpu": PartitionLimits(max_time_s=60)}
+    assert [text.partition(": ")[0] for text in limit_warnings(planned, limits, "slurm")] == [
+        "vllm, client, pushgateway, prometheus, trials"
+    ]
+    refused = ask_starts(Inquiry(SLURM, Replying(slurm("sbatch_test_only_unknown_partition"))), planned)
+    said = "sbatch: error: invalid partition specified: nosuch; allocation failure: Invalid partition name specified"
+    names = "vllm, client, pushgateway, prometheus, trials"
+    assert start_warnings(refused, planned) == [f"{names}: the scheduler would refuse it: {said}"]
 
 
 def test_limits_warn_of_a_partition_that_is_down_and_not_of_what_fits() -> None:

@@ -3,7 +3,8 @@
 #PBS -S /bin/bash
 #PBS -j oe
 #PBS -o /runs/20260101_000000_job_0a1b2c3d/logs/vllm_%j.batch
-#PBS -m n
+#PBS -m abe
+#PBS -M alice@example.org
 #PBS -r y
 #PBS -l select=2:ncpus=8:ngpus=2:mem=65536mb
 #PBS -l place=scatter

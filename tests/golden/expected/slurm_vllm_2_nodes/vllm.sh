@@ -11,6 +11,8 @@
 #SBATCH --mem=65536M
 #SBATCH --gpus-per-node=a100:2
 #SBATCH --time=01:00:00
+#SBATCH --mail-type=BEGIN,FAIL,END
+#SBATCH --mail-user=alice@example.org
 #SBATCH --exclusive
 #SBATCH --comment=golden
 
