@@ -222,6 +222,7 @@ def _supervisor_config(
         "startup_timeout_s": draft.startup_timeout_s,
         "env": dict(draft.env),
         "secret_env": {name: str(path) for name, path in draft.secret_env.items()},
+        "prepend_env": {name: str(path) for name, path in draft.prepend_env.items()},
         "auth_token_file": str(draft.auth_token_file) if draft.auth_token_file else None,
         "endpoint": dict(draft.endpoint),
         "targets": [_target(target) for target in draft.targets],

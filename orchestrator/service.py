@@ -68,6 +68,7 @@ class JobDraft:
         health: Checks that must all pass before a service is ready.
         env: Environment of the main process; never secrets.
         secret_env: Environment variables read from files by the supervisor.
+        prepend_env: Paths put in front of what is in a variable on the node.
         auth_token_file: Token that health checks with ``auth`` send.
         endpoint: Further fields of the endpoint record.
         port: A fixed port, or None for a free one.
@@ -84,6 +85,7 @@ class JobDraft:
     health: tuple[Check, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     secret_env: Mapping[str, Path] = field(default_factory=dict)
+    prepend_env: Mapping[str, Path] = field(default_factory=dict)
     auth_token_file: Path | None = None
     endpoint: Mapping[str, Any] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()

@@ -66,6 +66,7 @@ class Config(NamedTuple):
     startup_timeout_s: float = 3600.0
     env: "dict[str, str]" = {}
     secret_env: "dict[str, str]" = {}
+    prepend_env: "dict[str, str]" = {}
     auth_token_file: "str | None" = None
     endpoint: "dict[str, Any]" = {}
     targets: "list[dict[str, Any]]" = []
@@ -681,6 +682,9 @@ class Supervisor:
                 raise error
         env = dict(os.environ, ORCH_RUN_ID=config.run_id, ORCH_TOKEN=config.token)
         env.update((key, self._fill(native(str(value)), main.port)) for key, value in config.env.items())
+        env.update(
+            (key, os.pathsep.join(filter(None, (path, env.get(key))))) for key, path in config.prepend_env.items()
+        )
         env.update((key, read_secret(path)) for key, path in config.secret_env.items())
         try:
             self._start(main, env)

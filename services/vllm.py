@@ -10,11 +10,14 @@ from orchestrator.errors import ProgramMissingError, UnsupportedFieldError, User
 from orchestrator.recipe.engines import VllmEngine
 from orchestrator.recipe.sections import Precision
 from orchestrator.service import Check, JobDraft, PlanContext, Role, Target
+from services import vllm_guard
 from services.exporters import node_exporter
 from services.models import check_model, is_local, model_argument, prepare_model, served_name
 from services.models_there import bring_model, check_model_there
 from services.programs import missing_packages
 
+# Its file in the run, by a name that no package has.
+GUARD = "orch_vllm_guard"
 DTYPES: dict[Precision, str] = {"auto": "auto", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -34,6 +37,7 @@ class VllmContext:
     seed: int | None
     enforce_eager: bool
     trust_remote_code: bool
+    middleware: str
     engine_args: tuple[str, ...]
 
 
@@ -77,7 +81,7 @@ class VllmService:
             check_model_there(context)
 
     def files(self, context: PlanContext) -> Mapping[Path, str]:
-        return {}
+        return {context.run.config(f"{GUARD}.py"): Path(vllm_guard.__file__).read_text(encoding="utf-8")}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
         model, python = context.recipe.job.service.model, _engine(context)[1]
@@ -108,12 +112,14 @@ class VllmService:
                 seed=engine.seed,
                 enforce_eager=bool(engine.enforce_eager),
                 trust_remote_code=engine.trust_remote_code,
+                middleware=f"{GUARD}.Guard",
                 engine_args=engine.engine_args,
             ),
             resources=job.resources.server,
             health=(Check("/health"), Check("/v1/models", auth=True, nonempty="data")),
             env=_environment(engine, job.service.model, job.resources.server.cpus),
-            secret_env={"VLLM_API_KEY": context.run.api_token},
+            prepend_env={"PYTHONPATH": context.run.config("")},
+            secret_env={"VLLM_API_KEY": context.run.api_token, "ORCH_SCRAPE_TOKEN": context.run.scrape_token},
             auth_token_file=context.run.api_token,
             endpoint={"engine": "vllm", "api": "openai", "model": model_name},
             targets=(Target("service", {"job": "vllm", "model": model_name}),),

@@ -255,7 +255,10 @@ def test_vllm_token_travels_by_file_and_environment_only() -> None:
     planned = plan_run(recipe_document("slurm", "vllm"))
     token = str(planned.context.run.api_token)
     config = planned.config("vllm")
-    assert config["secret_env"] == {"VLLM_API_KEY": token}
+    assert config["secret_env"] == {
+        "VLLM_API_KEY": token,
+        "ORCH_SCRAPE_TOKEN": str(planned.context.run.scrape_token),
+    }
     assert config["auth_token_file"] == token
     assert "VLLM_API_KEY" not in config["env"]
     assert token not in planned.server.script_text

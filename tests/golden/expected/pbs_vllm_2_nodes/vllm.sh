@@ -19,6 +19,7 @@ exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/2026
   --model=Qwen/Qwen2.5-7B-Instruct \
   --served-model-name=Qwen/Qwen2.5-7B-Instruct \
   --host @BIND@ --port @PORT@ \
+  --middleware=orch_vllm_guard.Guard \
   --dtype=auto \
   --tensor-parallel-size=2 \
   --max-model-len=8192 \
