@@ -89,8 +89,8 @@ def trial_place(run: RunDir, job_pattern: str, experiment_id: str, number: int) 
 
 
 def trial_draft(plan: PlanContext, hpo: Hpo, place: TrialPlace, params: Params) -> JobDraft:
-    """Return the job that trains with ``params``."""
-    return _draft(plan, hpo, place, place.job, params, {})
+    """Return the job that trains with ``params``; one that is run again goes on from its last checkpoint."""
+    return _draft(plan, hpo, place, place.job, params, {"resume": True})
 
 
 def evaluation_draft(plan: PlanContext, hpo: Hpo, place: TrialPlace, params: Params) -> JobDraft:

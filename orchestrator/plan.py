@@ -22,6 +22,9 @@ from orchestrator.schedulers import Scheduler
 from orchestrator.service import JobDraft, PlanContext, Sidecar, Target
 
 SCHEMA_VERSION = 1
+# How long before its wall time a job that is to be requeued is told. Source: sbatch(1), --signal: it may come up to
+# 60 s early; what is left must do for a checkpoint.
+WARNING_S = 90
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ def plan_job(
             },
             "resources": draft.resources,
             "scheduler": job.scheduler,
+            "warning_s": WARNING_S,
             "environment": job.environment,
             "supervisor": {
                 "python": job.environment.supervisor_python,
@@ -228,6 +232,7 @@ def _supervisor_config(
         "targets": [_target(target) for target in draft.targets],
         "sidecars": [_sidecar(sidecar) for sidecar in draft.sidecars],
         # Slurm enforces memory by itself; on local the supervisor does.
+        "requeue_argv": scheduler.requeue_argv() if draft.resources.requeue else None,
         "mem_limit_mib": int(mem_gb * 1024) if mem_gb and scheduler.supervisor_limits_memory else None,
         "heartbeat_s": 3.0,
         "lease_check_s": 15.0,

@@ -166,7 +166,7 @@ def _there(name: str, recipe: Recipe, specs: Mapping[str, HostSpec], connect: Co
     spec = specs[name]
     transport = connect(spec.ssh)
     transport.open(interactive=sys.stdin is not None and sys.stdin.isatty())
-    chosen = spec.scheduler or _find_scheduler_there(name, transport, notes)
+    chosen = spec.scheduler or find_scheduler_there(name, transport, notes)
     if isinstance(chosen, LocalSchedulerSpec):
         raise RecipeError(
             "recipe",
@@ -175,15 +175,30 @@ def _there(name: str, recipe: Recipe, specs: Mapping[str, HostSpec], connect: Co
     scheduler = make_scheduler(chosen)
     environment = _merge_environment(spec.environment, recipe.job.environment, "python3")
     facts = _partition_facts(scheduler, spec, transport)
-    if not spec.base_dir.startswith("/"):
-        answer = transport.run(["pwd"], 30.0)
-        if answer.returncode != 0:
-            raise TransportError(name, f"its home directory is not known: {answer.stderr.strip()}")
-        spec = spec.model_copy(update={"base_dir": f"{answer.stdout.strip()}/{spec.base_dir}"})
+    spec = spec.model_copy(update={"base_dir": base_dir_there(name, spec, transport)})
     return _Place(name, spec, chosen, scheduler, facts, environment)
 
 
-def _find_scheduler_there(name: str, transport: Transport, notes: list[str]) -> SchedulerSpec:
+def base_dir_there(name: str, spec: HostSpec, transport: Transport) -> str:
+    """Return a host's base_dir as an absolute path.
+
+    Raises:
+        TransportError: it is below a home directory that cannot be asked for.
+    """
+    if spec.base_dir.startswith("/"):
+        return spec.base_dir
+    answer = transport.run(["pwd"], 30.0)
+    if answer.returncode != 0:
+        raise TransportError(name, f"its home directory is not known: {answer.stderr.strip()}")
+    return f"{answer.stdout.strip()}/{spec.base_dir}"
+
+
+def find_scheduler_there(name: str, transport: Transport, notes: list[str]) -> SchedulerSpec:
+    """Return the scheduler of a host whose description names none; add to ``notes`` how it was found.
+
+    Raises:
+        TransportError: the host cannot be asked.
+    """
     answer = transport.run(["sh", "-c", "command -v sbatch || command -v qsub || true"], 30.0)
     if answer.returncode != 0:
         raise TransportError(name, f"it cannot be asked for its scheduler: {answer.stderr.strip()}")
@@ -225,6 +240,7 @@ def _wanted(
     common = {
         "account": _first(own.account, infra.account, site.account),
         "qos": _first(own.qos, infra.qos, site.qos),
+        "requeue": _first(own.requeue, recipe.job.infrastructure.requeue),
         "directives": own.directives or infra.directives,
     }
     if role == "server":

@@ -32,6 +32,7 @@ PR_SET_CHILD_SUBREAPER = 36
 TCP_LISTEN = "0A"  # net/tcp_states.h
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 TICK_S = 0.25
+REQUEUE_TIMEOUT_S = 60.0
 PROBE_TIMEOUT_S = 5.0
 SIDECAR_PATIENCE_S = 60.0
 LEASE_WITHOUT_FILE_S = 900.0
@@ -71,6 +72,7 @@ class Config(NamedTuple):
     endpoint: "dict[str, Any]" = {}
     targets: "list[dict[str, Any]]" = []
     sidecars: "list[dict[str, Any]]" = []
+    requeue_argv: "list[str] | None" = None
     mem_limit_mib: "float | None" = None
     heartbeat_s: float = 5.0
     lease_check_s: float = 15.0
@@ -869,7 +871,21 @@ def supervise(config: Config, argv: "list[str]") -> int:
         exit_code = code if code is not None and code >= 0 else None
         number = end.signal or (-code if code is not None and code < 0 else None)
         records.finish(reason=end.reason, message=end.message, exit_code=exit_code, signal=number)
+        if end.signal == signal.SIGUSR1 and config.requeue_argv:
+            requeue(config.requeue_argv, records.job_id)
     return end.exit_status
+
+
+def requeue(argv: "list[str]", job_id: str) -> None:
+    """Put this job back into the queue, as its wall time is nearly over; the scheduler then ends what is left of it."""
+    words = [word.replace("@JOB_ID@", job_id) for word in argv]
+    try:
+        subprocess.run(words, check=True, stdin=subprocess.DEVNULL, timeout=REQUEUE_TIMEOUT_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        log(f"cannot be requeued, and ends here: {error}")
+        return
+    log("requeued: its wall time was nearly over")
+    time.sleep(REQUEUE_TIMEOUT_S)
 
 
 def main(argv: "list[str]") -> int:

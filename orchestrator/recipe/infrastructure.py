@@ -39,6 +39,10 @@ class Infrastructure(StrictModel):
     """The same as resources.client.mem_gb, under the reference's name."""
     client_time: TimeLimit | None = None
     """The same as resources.client.time, under the reference's name."""
+    requeue: bool | None = None
+    """Whether the scheduler may run a job again: after preemption, a node's failure and, on Slurm, when its wall time
+    is nearly over. Trials go on from their last checkpoint, services come back on another node. If not given, the
+    cluster's own default (on PBS scheduler.rerunnable)."""
     directives: tuple[Line, ...] = ()
     """Extra batch directives of all jobs, without the `#SBATCH ` or `#PBS ` in front."""
 
@@ -59,6 +63,7 @@ class RoleResources(StrictModel):
     gpus: Annotated[int, Field(ge=0, le=64)] | None = None
     gpu_type: Word | None = None
     time: TimeLimit | None = None
+    requeue: bool | None = None
     directives: tuple[Line, ...] = ()
 
 

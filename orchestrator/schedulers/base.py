@@ -91,11 +91,15 @@ class PartitionFacts:
         gpus_per_node: GPUs of a node; 0 for none.
         source: Who said so.
         gpu_type: Name of its GPUs where they have to be asked for by name, or None.
+        cpus: CPU cores of its largest node, where the same answer tells.
+        mem_mib: Memory of its largest node in MiB, where the same answer tells.
     """
 
     gpus_per_node: int
     source: str
     gpu_type: str | None = None
+    cpus: int | None = None
+    mem_mib: int | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,10 @@ class Scheduler(Protocol):
         """Return whether the scheduler took a request to cancel; jobs that had ended before are no failure."""
         ...
 
+    def requeue_argv(self) -> list[str] | None:
+        """Return the command with which a job requeues itself (``@JOB_ID@`` stands for its id), or None for none."""
+        ...
+
     def partitions_argv(self) -> list[str]:
         """Return the command that tells what partitions there are."""
         ...
@@ -231,6 +239,18 @@ class Scheduler(Protocol):
 
     def parse_accounts(self, answer: Answer) -> tuple[Association, ...] | None:
         """Return the user's accounts; None if the scheduler keeps none or did not answer properly."""
+        ...
+
+    def defaults_argv(self) -> list[str] | None:
+        """Return the command that tells what is charged where a job names nothing; None if there is none."""
+        ...
+
+    def parse_defaults(self, answer: Answer) -> Association | None:
+        """Return the default account with its default qos; None if there is none or it was not told properly."""
+        ...
+
+    def version_argv(self) -> list[str] | None:
+        """Return the command that prints which batch system it is, on one line; None if there is none."""
         ...
 
     def mail_events(self, events: Collection[str]) -> str:

@@ -30,7 +30,7 @@ STATES: Mapping[str, JobState] = {
 }
 MACHINE = "this machine"
 NOT_FOUND = 127
-_PLACEMENT = ("partition", "account", "qos", "time", "gpu_type")
+_PLACEMENT = ("partition", "account", "qos", "time", "gpu_type", "requeue")
 
 
 class LocalScheduler:
@@ -84,6 +84,9 @@ class LocalScheduler:
     def has_cancelled(self, answer: Answer) -> bool:
         return answer.returncode == 0
 
+    def requeue_argv(self) -> None:
+        """Return None: nothing ends jobs of this machine before their time."""
+
     def partitions_argv(self) -> list[str]:
         return ["nvidia-smi", "--list-gpus"]
 
@@ -117,6 +120,15 @@ class LocalScheduler:
 
     def parse_accounts(self, answer: Answer) -> tuple[Association, ...] | None:
         return None
+
+    def defaults_argv(self) -> None:
+        """Return None: this machine charges nobody."""
+
+    def parse_defaults(self, answer: Answer) -> Association | None:
+        return None
+
+    def version_argv(self) -> None:
+        """Return None: it is a part of orch."""
 
     def mail_events(self, events: Collection[str]) -> str:
         raise UnsupportedFieldError(

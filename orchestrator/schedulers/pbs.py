@@ -73,6 +73,9 @@ _GONE = re.compile(r"qstat: Unknown Job Id \S+|qstat: \S+ Job has finished.*")
 _CANNOT_CANCEL = re.compile(r"qdel: (?!Unknown Job Id |Job has finished|\S+ Job has finished)")
 _NO_HISTORY = "PBS is not configured to maintain job history"
 _ANY_QUEUE = ""
+# Source: pbs_resources(7B), "Size": an integer and a suffix; qstat and pbsnodes write kb.
+_SIZE = re.compile(r"(\d{1,18})(kb|mb|gb|tb)")
+_MIB = {"kb": 1 / 1024, "mb": 1, "gb": 1024, "tb": 1024 * 1024}
 # Source: qsub(1B), -m: a (aborted by the batch system), b (begins), e (ends).
 _MAIL_EVENTS = {"ready": "b", "failed": "a", "finished": "e"}
 _ROLE_DEFAULTS: Mapping[str, RoleResources] = {
@@ -135,6 +138,9 @@ class PbsScheduler:
         is_about_jobs = bool(said) and all(line.startswith("qdel: ") for line in said)
         return answer.returncode == 0 or (is_about_jobs and not any(_CANNOT_CANCEL.match(line) for line in said))
 
+    def requeue_argv(self) -> None:
+        """Return None: qrerun(1B) is for operators."""
+
     def partitions_argv(self) -> list[str]:
         return ["pbsnodes", "-a", "-F", "json"]
 
@@ -143,8 +149,10 @@ class PbsScheduler:
         nodes = read_nodes(answer.stdout) if answer.returncode == 0 else None
         if not nodes:
             return {}
-        gpus = max(_gpus_of(node, self._spec.gpu_resource) for node in nodes.values())
-        return {_ANY_QUEUE: PartitionFacts(gpus, "pbsnodes")}
+        gpus, cpus, mem_mib = (
+            max(_of_node(node, name) for node in nodes.values()) for name in (self._spec.gpu_resource, "ncpus", "mem")
+        )
+        return {_ANY_QUEUE: PartitionFacts(gpus, "pbsnodes", cpus=cpus or None, mem_mib=mem_mib or None)}
 
     def test_argv(self) -> None:
         """Return None: PBS estimates starts of submitted jobs only (estimated.start_time)."""
@@ -164,6 +172,15 @@ class PbsScheduler:
 
     def parse_accounts(self, answer: Answer) -> tuple[Association, ...] | None:
         return None
+
+    def defaults_argv(self) -> None:
+        """Return None: see accounts_argv."""
+
+    def parse_defaults(self, answer: Answer) -> Association | None:
+        return None
+
+    def version_argv(self) -> list[str]:
+        return ["qstat", "--version"]
 
     def mail_events(self, events: Collection[str]) -> str:
         if "near_end" in events:
@@ -304,9 +321,12 @@ def _hosts(exec_host: str) -> str | None:
     return ",".join(hosts) or None
 
 
-def _gpus_of(node: Mapping[str, Any], resource: str) -> int:
+def _of_node(node: Mapping[str, Any], resource: str) -> int:
+    """Return how much of a resource a node has: a count, or MiB of a size; 0 if it has none."""
     available = node.get("resources_available")
-    return (_number(available.get(resource)) or 0) if isinstance(available, Mapping) else 0
+    value = _text(available.get(resource)) if isinstance(available, Mapping) else ""
+    size = _SIZE.fullmatch(value)
+    return int(int(size.group(1)) * _MIB[size.group(2)]) if size else _number(value) or 0
 
 
 def _text(value: object) -> str:

@@ -62,6 +62,7 @@ _STARTS = re.compile(r"^sbatch: Job \S+ to start at (\S+) using ", re.MULTILINE)
 _WOULD_REFUSE = re.compile(r"^allocation failure: (.+)$", re.MULTILINE)
 # For the one who runs it, here or on the far side of SSH. Source: sacctmgr(1), -n, -P and "SHOW".
 _ACCOUNTS = 'sacctmgr -n -P show assoc user="$(id -un)" format=Account,Partition,QOS'
+_DEFAULTS = 'sacctmgr -n -P show user name="$(id -un)" withassoc format=DefaultAccount,Account,DefaultQOS'
 # Source: sbatch(1), --mail-type. It has no event of a server that answers; BEGIN is the nearest.
 _MAIL_EVENTS = {"ready": "BEGIN", "failed": "FAIL", "finished": "END", "near_end": "TIME_LIMIT_90"}
 _ROLE_DEFAULTS: Mapping[str, RoleResources] = {
@@ -136,6 +137,10 @@ class SlurmScheduler:
     def has_cancelled(self, answer: Answer) -> bool:
         return answer.returncode == 0
 
+    def requeue_argv(self) -> list[str]:
+        # Source: scontrol(1), "requeue": of a running job too.
+        return ["scontrol", "requeue", "@JOB_ID@"]
+
     def partitions_argv(self) -> list[str]:
         return ["sinfo", "--noheader", "--format=%P|%G"]
 
@@ -191,6 +196,19 @@ class SlurmScheduler:
         return tuple(
             Association(one, two or None, tuple(three.split(",")) if three else ()) for one, two, three in cells
         )
+
+    def defaults_argv(self) -> list[str]:
+        return ["sh", "-c", _DEFAULTS]
+
+    def parse_defaults(self, answer: Answer) -> Association | None:
+        cells = [line.split("|") for line in answer.stdout.splitlines() if answer.returncode == 0]
+        for default, account, qos in (row for row in cells if len(row) == 3):
+            if account and account == default:
+                return Association(account, None, (qos,) if qos else ())
+        return None
+
+    def version_argv(self) -> list[str]:
+        return ["sbatch", "--version"]
 
     def mail_events(self, events: Collection[str]) -> str:
         return ",".join(name for event, name in _MAIL_EVENTS.items() if event in events)

@@ -59,6 +59,9 @@ MAIL = [{"on": ["ready", "failed", "finished"], "mail": "alice@example.org"}]
 CASES = {
     "slurm_vllm_1_node": recipe_document("slurm", "vllm", **SLURM, engine=VLLM, hpo=HPO),
     "slurm_vllm_2_nodes": recipe_document("slurm", "vllm", **SLURM, engine=VLLM, notify=MAIL),
+    "slurm_vllm_requeue": recipe_document(
+        "slurm", "vllm", infrastructure={"requeue": True, "time": "01:00:00"}, hpo=HPO
+    ),
     "slurm_ollama_1_node": recipe_document("slurm", "ollama", **SLURM),
     "slurm_ollama_2_nodes": recipe_document("slurm", "ollama", **SLURM),
     "pbs_vllm_1_node": recipe_document("pbs", "vllm", **PBS, engine=VLLM, hpo=HPO),
@@ -70,7 +73,7 @@ CASES = {
 for _name in CASES:
     if _name.endswith("2_nodes"):
         CASES[_name]["job"]["infrastructure"] = {**CASES[_name]["job"]["infrastructure"], "nodes": 2}
-WITH_ALL_JOBS = {"slurm_vllm_1_node", "pbs_vllm_1_node", "local_vllm"}
+WITH_ALL_JOBS = {"slurm_vllm_1_node", "slurm_vllm_requeue", "pbs_vllm_1_node", "local_vllm"}
 DIRECTIVES = {"slurm": "#SBATCH ", "pbs": "#PBS "}
 SCRIPTS = sorted(path.relative_to(EXPECTED).as_posix() for path in EXPECTED.rglob("*.sh"))
 
@@ -83,7 +86,7 @@ def rendered(case: str) -> dict[str, str]:
         if position < 2 or case in WITH_ALL_JOBS:
             files |= {f"{name}.sh": job.script_text, f"{name}.json": job.config_text}
     if case in WITH_ALL_JOBS:
-        files |= {path.name: text for path, text in planned.files.items()}
+        files |= {path.name: text for path, text in planned.files.items() if path.suffix != ".py"}
     return files
 
 

@@ -32,6 +32,7 @@ CHANGED: dict[str, Any] = {
     "job.infrastructure.client_partition": "login",
     "job.infrastructure.client_mem_gb": 9,
     "job.infrastructure.client_time": "00:20:00",
+    "job.infrastructure.requeue": True,
     "job.infrastructure.directives": ["--exclusive"],
     **{
         f"job.resources.{role}.{field}": value
@@ -46,6 +47,7 @@ CHANGED: dict[str, Any] = {
             "gpus": 3,
             "gpu_type": "h100",
             "time": "00:07:00",
+            "requeue": False,
             "directives": ["--exclusive"],
         }.items()
     },

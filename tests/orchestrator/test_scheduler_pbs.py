@@ -311,6 +311,7 @@ FIELDS: dict[str, Any] = {
     "gpus": 3,
     "gpu_type": "h100",
     "time": "00:07:00",
+    "requeue": False,
     "directives": ["-P other"],
 }
 

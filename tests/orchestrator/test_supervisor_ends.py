@@ -142,6 +142,32 @@ def test_signal_to_a_task_is_forwarded(job: SupervisedJob, number: signal.Signal
     assert job.log().split() == ["waiting", arrives]
 
 
+@pytest.mark.parametrize(("number", "is_requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_job_near_the_end_of_its_time_requeues_itself_once_it_has_drained(
+    number: signal.Signals, is_requeued: bool, job: SupervisedJob
+) -> None:
+    asked = job.run_dir / "asked"
+    said = f'cp {job.run_dir}/status/*.json {asked}; echo "$1" >>{asked}.id; kill -9 $PPID'
+    job.start(job.task(LISTENER), requeue_argv=["sh", "-c", said, "sh", "@JOB_ID@"])
+    wait_for(lambda: "waiting" in job.log())
+    job.send(number)
+    assert job.wait(5.0) == (-9 if is_requeued else 128 + number)
+    assert asked.exists() is is_requeued
+    if is_requeued:
+        # The scheduler ends the job as it requeues it: by then the sentinel is written.
+        status = json.loads(asked.read_text())
+        assert (status["state"], status["reason"], status["signal"]) == ("finished", "signal", signal.SIGUSR1)
+        assert (job.run_dir / "asked.id").read_text().strip() == status["job_id"]
+
+
+def test_job_that_cannot_be_requeued_ends_and_says_so(job: SupervisedJob) -> None:
+    job.start(job.task(LISTENER), requeue_argv=["false"])
+    wait_for(lambda: "waiting" in job.log())
+    job.send(signal.SIGUSR1)
+    assert job.wait(5.0) == 128 + signal.SIGUSR1
+    assert job.status["reason"] == "signal"
+
+
 def test_draining_is_shown_and_the_records_are_gone_at_once(job: SupervisedJob) -> None:
     job.start([*job.server, "ignore-term"], targets=TARGETS, stop_grace_s=1.5)
     job.wait_for_state("ready")

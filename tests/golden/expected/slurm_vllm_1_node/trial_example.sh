@@ -40,5 +40,6 @@ exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/2026
   --no_augment \
   --learning_rate=0.01 \
   --batch_size=64 \
+  --resume \
   --output_dir=/runs/20260101_000000_job_0a1b2c3d/trials/job_job_0a1b2c3d_iter_0 \
   --job_id=job_0a1b2c3d_iter_0

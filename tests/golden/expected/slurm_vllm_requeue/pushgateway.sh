@@ -1,0 +1,21 @@
+#!/bin/bash
+#SBATCH --job-name=orch-0a1b2c3d-pushgateway
+#SBATCH --output=/runs/20260101_000000_job_0a1b2c3d/logs/pushgateway_%j.batch
+#SBATCH --open-mode=append
+#SBATCH --partition=cpu
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=2
+#SBATCH --mem=8192M
+#SBATCH --time=01:00:00
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@90
+
+set -eu
+umask 077
+cd /runs/20260101_000000_job_0a1b2c3d
+exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/pushgateway.json -- \
+  /opt/monitoring/pushgateway \
+  --persistence.file= \
+  --web.listen-address=@BIND@:@PORT@ \
+  --log.level=info

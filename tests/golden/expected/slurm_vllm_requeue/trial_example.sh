@@ -1,0 +1,31 @@
+#!/bin/bash
+#SBATCH --job-name=orch-0a1b2c3d-trial_example
+#SBATCH --output=/runs/20260101_000000_job_0a1b2c3d/logs/trial_example_%j.batch
+#SBATCH --open-mode=append
+#SBATCH --partition=gpu
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=16384M
+#SBATCH --gpus-per-node=1
+#SBATCH --time=01:00:00
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@90
+
+set -eu
+umask 077
+cd /runs/20260101_000000_job_0a1b2c3d
+exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/trial_example.json -- \
+  /opt/env/bin/python /project/trainer/train.py \
+  --seed=0 \
+  --dataset=folder \
+  --data_dir=/data/pictures \
+  --image_size=32 \
+  --model_type=resnet18 \
+  --num_epochs=5 \
+  --no_augment \
+  --learning_rate=0.01 \
+  --batch_size=64 \
+  --resume \
+  --output_dir=/runs/20260101_000000_job_0a1b2c3d/trials/job_job_0a1b2c3d_iter_0 \
+  --job_id=job_0a1b2c3d_iter_0
