@@ -191,7 +191,10 @@ def _contexts(recipe: Recipe, hosts: Hosts, home: RunDir, run_id: str, cache: Pa
             contexts[role] = PlanContext(recipe=recipe, project=PROJECT, cache=cache, bind=bind, **common)
             continue
         spec = job.hosts[host.name]
-        view = job.model_copy(update={"environment": spec.environment, "scheduler": spec.scheduler})
+        infrastructure = job.infrastructure.model_copy(update={"batch_template": spec.batch_template})
+        view = job.model_copy(
+            update={"environment": spec.environment, "scheduler": spec.scheduler, "infrastructure": infrastructure}
+        )
         contexts[role] = PlanContext(
             recipe=recipe.model_copy(update={"job": view}),
             project=host.run.code,

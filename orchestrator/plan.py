@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.atomic import write_json, write_text
+from orchestrator.batch_template import render_job
 from orchestrator.errors import UserError
 from orchestrator.forecast.document import Forecast
 from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.guard import Notice
 from orchestrator.recipe.hosts import HERE
 from orchestrator.recipe.infrastructure import RoleResources
-from orchestrator.render import render
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import Scheduler
 from orchestrator.service import JobDraft, PlanContext, Sidecar, Target
@@ -142,8 +142,10 @@ def plan_job(
     stem = draft.name if generation == 1 else f"{draft.name}-r{generation}"
     token = job_token(run_id, stem)
     batch_log = home.log(draft.name, "%j", "batch")
-    script_text = render(
+    script_text = render_job(
         scheduler.template,
+        job.infrastructure.batch_template,
+        scheduler.kind,
         {
             "job": {
                 "name": draft.name,

@@ -102,6 +102,18 @@ def template_environment(folder: Path) -> Environment:
     return environment
 
 
+def render_text(source: str, name: str, context: dict[str, Any]) -> str:
+    """Return a template that lies elsewhere, rendered like the shipped ones, which it may include.
+
+    Raises:
+        RenderError: see render.
+    """
+    try:
+        return template_environment(TEMPLATES).from_string(source).render(context)
+    except TemplateError as error:
+        raise RenderError(f"{name}: {error}") from error
+
+
 def render(template: str, context: dict[str, Any], folder: Path = TEMPLATES) -> str:
     """Return ``template`` rendered with ``context``.
 

@@ -105,6 +105,9 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
     chosen = job.model_copy(
         update={
             "scheduler": here.spec,
+            "infrastructure": job.infrastructure.model_copy(
+                update={"batch_template": _batch_template(job.infrastructure.batch_template, site, base_dir)}
+            ),
             "host": None,
             "hosts": {name: _resolved_host(specs[name], place) for name, place in places.items() if name != HERE},
             "engine": engine,
@@ -122,6 +125,12 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
     )
     _check_combinations(chosen.name, chosen.working_dirs.launch_iteration_pattern, chosen.working_dirs.job_pattern)
     return Resolved(recipe.model_copy(update={"job": chosen}), here.scheduler, tuple(notes))
+
+
+def _batch_template(own: str | None, site: Centre, base_dir: Path) -> str | None:
+    """Return the template's path: the recipe's below the working directory, the site's as it stands there."""
+    chosen = own or site.batch_template
+    return None if chosen is None else str((base_dir / Path(chosen).expanduser()).absolute())
 
 
 def _hosts_of_roles(recipe: Recipe) -> dict[str, str]:
@@ -213,6 +222,7 @@ def _resolved_host(spec: HostSpec, place: _Place) -> HostSpec:
     base_dir = place.centre.base_dir if isinstance(place.centre, HostSpec) else spec.base_dir
     bind = spec.bind or place.scheduler.default_bind
     update = {"scheduler": place.spec, "environment": place.environment, "base_dir": base_dir, "bind": bind}
+    update["batch_template"] = _batch_template(None, spec, Path.cwd())
     return spec.model_copy(update=update)
 
 

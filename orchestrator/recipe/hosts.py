@@ -52,6 +52,8 @@ class Centre(StrictModel):
     binaries: Binaries = Binaries()
     bind: Word | None = None
     """Address that services listen on; 127.0.0.1 where all nodes are one machine."""
+    batch_template: Word | None = None
+    """The centre's own batch template, see job.infrastructure.batch_template. A path on the machine of orch."""
     cache_dir: Word | None = None
     """Shared folder of converted models and images; cache/ in the folder of runs if not given."""
 

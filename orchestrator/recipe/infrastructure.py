@@ -39,6 +39,9 @@ class Infrastructure(StrictModel):
     """The same as resources.client.mem_gb, under the reference's name."""
     client_time: TimeLimit | None = None
     """The same as resources.client.time, under the reference's name."""
+    batch_template: Word | None = None
+    """A Jinja template of your own in place of templates/schedulers/KIND.j2, with the same values; it may add lines to
+    it and drop none. A path on this machine."""
     requeue: bool | None = None
     """Whether the scheduler may run a job again: after preemption, a node's failure and, on Slurm, when its wall time
     is nearly over. Trials go on from their last checkpoint, services come back on another node. If not given, the
