@@ -68,7 +68,7 @@ class PlainProgress:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._started = time.monotonic()
-        self._phases: dict[str, tuple[str, str | None]] = {}
+        self._shown: dict[str, tuple[str, str]] = {}
         self._bars: dict[str, tuple[int, float]] = {}
         self._is_read = True
 
@@ -93,12 +93,14 @@ class PlainProgress:
 
     def show_jobs(self, jobs: Sequence[TrackedJob], count: int | None = None) -> None:
         for job in jobs:
-            shown = (job.phase, job.why)
-            if self._phases.get(job.name) != shown:
-                self._phases[job.name] = shown
-                where = f" on {job.node}" if job.node else ""
-                why = f": {job.why}" if job.why and not job.cancelled else ""
-                self.say(f"{job.name}: {job.phase} (job {job.job_id}{where}){why}")
+            where = f" on {job.node}" if job.node else ""
+            why = f": {job.why}" if job.why and not job.cancelled else ""
+            line = f"{job.name}: {job.phase} (job {job.job_id}{where}){why}"
+            # A node that becomes known is no news of its own.
+            shown = (job.phase, why)
+            if self._shown.get(job.name) != shown:
+                self._shown[job.name] = shown
+                self.say(line)
 
     def show_bar(self, name: str, done: int, total: int, detail: str) -> None:
         last_done, last_at = self._bars.get(name, (-1, -self.BAR_EVERY_S))

@@ -105,3 +105,13 @@ def test_progress_that_nobody_reads_any_more_is_logged_once_and_ends_nothing(cap
         assert [record.message for record in caplog.records] == ["progress is no longer shown: [Errno 32] Broken pipe"]
         with pytest.raises(BrokenPipeError):
             stream.close()
+
+
+def test_plain_progress_says_nothing_twice_when_a_job_is_cancelled() -> None:
+    stream = io.StringIO()
+    progress = PlainProgress(stream)
+    running = job(state=JobState.RUNNING, node="gpu1", record=StatusRecord("t", "42", "a", "gpu1", "ready", 0.0))
+    progress.show_jobs([running])
+    running.cancelled, running.why = True, "a signal ended it; the scheduler has not said why"
+    progress.show_jobs([running])
+    assert len(stream.getvalue().splitlines()) == 1
