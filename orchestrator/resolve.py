@@ -221,8 +221,13 @@ def find_scheduler_there(name: str, transport: Transport, notes: list[str]) -> S
 def _resolved_host(spec: HostSpec, place: _Place) -> HostSpec:
     base_dir = place.centre.base_dir if isinstance(place.centre, HostSpec) else spec.base_dir
     bind = spec.bind or place.scheduler.default_bind
-    update = {"scheduler": place.spec, "environment": place.environment, "base_dir": base_dir, "bind": bind}
-    update["batch_template"] = _batch_template(None, spec, Path.cwd())
+    update = {
+        "scheduler": place.spec,
+        "environment": place.environment,
+        "base_dir": base_dir,
+        "bind": bind,
+        "batch_template": _batch_template(None, spec, Path.cwd()),
+    }
     return spec.model_copy(update=update)
 
 
