@@ -35,6 +35,9 @@ from orchestrator.tracked import TrackedJob
 # A shared file system shows a file of another node late.
 RESULTS_GRACE_S = 10.0
 MAX_REFUSALS = 3
+# How long a scheduler may be silent, and how often it is tried again meanwhile.
+SILENT_PATIENCE_S = 900.0
+SUBMIT_AGAIN_S = 10.0
 log = logging.getLogger(__name__)
 
 Next = Literal["propose", "submit", "poll", "report"]
@@ -77,6 +80,7 @@ class Search:
         self._running: dict[int, RunningTrial] = {}
         self._unsubmitted: list[int] = []
         self._refusals = 0
+        self._silent_since: float | None = None
         self._stopped: str | None = None
         self._held_beside: int | None = None
 
@@ -130,6 +134,10 @@ class Search:
         """Submit the proposed trial; one that the scheduler refuses has failed."""
         number = state["proposed"]
         place, trial = self._place(number), self._study.view(number)
+        found = self._context.jobs.get(place.job)
+        if found is not None:
+            self._watch(number, found)  # an answer that was lost has been found
+            return {}
         place.make()
         planned = self._context.plan_job(
             trial_draft(self._context.plan, self._hpo, self._place_there(number), trial.params)
@@ -141,6 +149,8 @@ class Search:
         except GpuCapError as error:
             return self._hold(number, error)
         except SubmitError as error:
+            if not error.is_refusal:
+                return self._submit_later(number, error)
             self._refusals += 1
             self._finish(self._study.tell_failure(number, str(error), {"job_state": "REFUSED"}))
             if self._refusals >= MAX_REFUSALS:
@@ -148,7 +158,7 @@ class Search:
                     f"hpo: the scheduler refused {self._refusals} trials in a row. The last time:\n{error}"
                 ) from error
             return {}
-        self._refusals = 0
+        self._refusals, self._silent_since = 0, None
         self._study.note(number, scheduler_job_id=job.job_id)
         self._watch(number, job)
         return {}
@@ -165,6 +175,22 @@ class Search:
         for left in (number, *self._unsubmitted):
             self._study.tell_failure(left, words, {"interrupted": True})
         self._unsubmitted.clear()
+        return {}
+
+    def _submit_later(self, number: int, error: SubmitError) -> SearchState:
+        """Keep a trial for another try: a scheduler that is silent for a while says nothing of the trial.
+
+        Raises:
+            SubmitError: it has been silent for too long.
+        """
+        now = time.monotonic()
+        self._silent_since = self._silent_since or now
+        if now - self._silent_since > SILENT_PATIENCE_S:
+            raise error
+        self._say(f"hpo: trial {number} is submitted again later: {error.what}")
+        self._unsubmitted.insert(0, number)
+        self.breathe(SUBMIT_AGAIN_S)
+        self._context.jobs.adopt_intended()
         return {}
 
     def poll(self) -> SearchState:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.dataset import check_data, data_arguments, describe_data
 from agent.space import centre, ordered
 from agent.trainer_arguments import SET_BY_THE_SEARCH, TRAINER_ARGUMENTS
 from agent.trials import trial_draft, trial_place
-from orchestrator.errors import OrchError, Problem, ProgramMissingError, RecipeError, StageError
+from orchestrator.errors import LeaseLostError, OrchError, Problem, ProgramMissingError, RecipeError, StageError
 from orchestrator.interrupts import TerminatedError
 from orchestrator.recipe.document import Recipe
 from orchestrator.recipe.hpo import Hpo
@@ -18,7 +19,13 @@ from orchestrator.rundir import experiment_id_of
 from orchestrator.service import JobDraft, PlanContext, Role
 from orchestrator.stage import StageContext
 
+if TYPE_CHECKING:
+    from agent.search import Search
+
 PYTHON_TIMEOUT_S = 60.0
+log = logging.getLogger(__name__)
+PACKAGES = ("torch", "torchvision", "numpy")
+"""What the trainer imports on a compute node."""
 
 
 class HpoStage:
@@ -55,11 +62,19 @@ class HpoStage:
         search = Search(context, _hpo(context.recipe), *_open_study(context))
         try:
             return run_flow(search)
-        except TerminatedError:
-            raise  # the trials run on, to be adopted
+        except (TerminatedError, LeaseLostError):
+            raise  # the trials run on, to be adopted, or are another orchestrator's
         except (OrchError, KeyboardInterrupt) as error:
-            search.abandon(str(error).splitlines()[0] if str(error) else "interrupted by Ctrl-C")
+            _abandon(search, str(error).splitlines()[0] if str(error) else "interrupted by Ctrl-C")
             raise
+
+
+def _abandon(search: Search, why: str) -> None:
+    """Put a search away that has failed already: what goes wrong on the way does not take the place of the cause."""
+    try:
+        search.abandon(why)
+    except (OrchError, OSError) as error:
+        log.warning("the search was not put away in order: %s", error)
 
 
 def _open_study(context: StageContext) -> tuple[Any, Any]:

@@ -43,6 +43,7 @@ class SearchStudy:
             # Of an orchestrator that was killed while it wrote: the run's lease says that there is no other writer.
             journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
             journal.touch(mode=0o600)
+            _cut_torn_line(journal)
             self._storage = JournalStorage(JournalFileBackend(str(journal)))
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
@@ -110,6 +111,13 @@ class SearchStudy:
         self.note(number, cause=cause[:CAUSE_CHARS], **attrs)
         self._study.tell(number, state=optuna.trial.TrialState.FAIL)
         return self.view(number)
+
+
+def _cut_torn_line(journal: Path) -> None:
+    """Cut off a last line without its end, of a writer that was killed or had no space: Optuna would add to it."""
+    with journal.open("rb+") as file:
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)
 
 
 def _suggest(trial: Any, name: str, param: Any) -> None:

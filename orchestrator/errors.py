@@ -7,6 +7,7 @@ A message says where, what was wrong, what is allowed and what to do. ``exit_cod
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,11 +221,13 @@ class CannotStartError(UserError):
     """A job waits for something that will never come."""
 
     def __init__(self, job: str, job_id: str, reason: str) -> None:
-        super().__init__(
-            f"job '{job}' ({job_id}) can never start as it stands; the scheduler says: {reason}\n"
+        remedy = (
             "Ask for less (time, nodes, CPUs, memory, GPUs) or for another partition, account or qos: "
             "job.infrastructure and job.resources."
         )
+        if re.search("held|hold", reason, re.IGNORECASE):
+            remedy = "The scheduler holds it after failed starts: look at the node and the batch log, then start anew."
+        super().__init__(f"job '{job}' ({job_id}) can never start as it stands; the scheduler says: {reason}\n{remedy}")
 
 
 class StageError(OrchError):

@@ -109,8 +109,15 @@ class Run:
                 self._interrupts.ignore()
                 self._put_away()
         finally:
-            self._lease.give_back()
+            self._give_back()
         return self.outcome
+
+    def _give_back(self) -> None:
+        try:
+            self._lease.give_back()
+        except StorageError as error:
+            # Its owner is this process: the lease is free as soon as that has ended.
+            log.warning("%s", error)
 
     def _is_left_behind(self) -> bool:
         """Take the run to its end or its failure; return whether its jobs are to be left as they are."""

@@ -73,7 +73,7 @@ def test_llm_search_passes_active_parameters_exactly_and_notes_the_exchange(
     argv = bench.argv(0)[0]
     assert argv == [
         *("--seed=7", "--dataset=digits", "--optimizer=sgd", "--no_augment"),
-        *("--model_type=resnet18", "--learning_rate=0.012345678901234", "--batch_size=64"),
+        *("--model_type=resnet18", "--learning_rate=0.012345678901234", "--batch_size=64", "--resume"),
         *(f"--output_dir={bench.run.trials}/job_{EXPERIMENT}_iter_0", f"--job_id={EXPERIMENT}_iter_0"),
     ]
     assert "--num_layers=4" in bench.argv(1)[0]

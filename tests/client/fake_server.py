@@ -103,14 +103,14 @@ class FakeServer:
         started.set()
         await self._stop.wait()
         server.close()
-        await runner.cleanup()
-        # The runner knows nothing of a connection that is being accepted, and only tells transports to close: a loop
-        # that is closed before they have would leave their sockets to the garbage collector.
+        # The runner knows nothing of a connection that is being accepted, and lets go of transports that have only
+        # been told to close: a loop that is closed before they have would leave their sockets to the garbage collector.
         while len(asyncio.all_tasks()) > 1 or any(protocol.transport for protocol in protocols):
             for protocol in protocols:
                 if protocol.transport is not None:
                     protocol.transport.abort()
             await asyncio.sleep(_TURN_S)
+        await runner.cleanup()
 
     async def _health(self, _request: web.Request) -> web.Response:
         return web.Response()

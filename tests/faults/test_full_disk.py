@@ -110,6 +110,5 @@ def test_disk_that_gets_full_during_a_trial_ends_the_run_and_its_jobs(scene: Sce
 
 
 @pytest.mark.skipif(not IS_WHOLE, reason="a slow fault: `make test-faults` (ORCH_FAULTS=all) injects it")
-@pytest.mark.xfail(strict=True, reason="agent/study.py: Optuna's journal goes on in the line that the full disk tore")
 def test_disk_that_got_full_during_a_trial_is_no_hindrance_to_resume(scene: Scene, holding_python: Path) -> None:
     Story("trial", scene, holding_python.parent).check_resumed()

