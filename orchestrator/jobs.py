@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ class _View:
         self.host, self.scheduler = host, host.scheduler
         self.next_query = self.next_collect = 0.0
         self.has_answered = self.is_reachable = True
+        self.answered_at = 0.0
 
     def ask(self, argv: Sequence[str]) -> Answer:
         """Return the answer of one of the scheduler's commands."""
@@ -109,6 +110,7 @@ class JobTracker:
         self._open: dict[str, TrackedJob] = {}
         self._services: dict[str, TrackedJob] = {}
         self._ended: deque[TrackedJob] = deque(maxlen=RECENT)
+        self._done: dict[str, TrackedJob] = {}
         self._intended: dict[str, Intent] = {}
         self._generations: Counter[str] = Counter()
         self._next_submit = 0.0
@@ -203,8 +205,6 @@ class JobTracker:
             job_id = self._resolve(planned, answer, error)
         tracked = self.adopt(planned, job_id, time.time())
         self._ledger.append("job_submitted", job=planned.name, token=planned.token, job_id=job_id)
-        # A poll must not trust an answer that is older than the submission.
-        view.next_query = 0.0
         return tracked
 
     def _resolve(self, planned: PlannedJob, answer: Answer, error: SubmitError) -> str:
@@ -274,17 +274,21 @@ class JobTracker:
         has_news = [self._read_record(job) for job in jobs]
         # An answer from before an end cannot tell whether the job was requeued.
         is_doubtful = any(has_news) and not view.scheduler.is_absence_final
+        seen = None
         if not view.is_reachable:
             view.has_answered = False
         elif is_doubtful or now >= view.next_query:
-            seen = view.query()
+            asked_at, seen = time.time(), view.query()
             view.next_query = time.monotonic() + self._polling.scheduler_s
             view.has_answered = seen is not None
             if seen is not None:
+                view.answered_at = asked_at
                 for job in jobs:
                     job.note_seen(seen.get(job.job_id))
         for job in jobs:
             self._update(job, view)
+        if seen is not None:
+            self._end_repetitions(seen, view)
 
     def refresh(self) -> None:
         """Ask every scheduler with the next poll, whenever it was asked last."""
@@ -292,9 +296,10 @@ class JobTracker:
             view.next_query = view.next_collect = 0.0
 
     def _read_record(self, job: TrackedJob) -> bool:
-        """Read the job's own record; return whether it tells of an end that was not known yet.
+        """Read the job's own record; return whether it tells of an end that the scheduler has to be asked about.
 
-        The sentinel of an attempt that was requeued says nothing of the next one.
+        A task that says that its work is done needs nobody's word. The sentinel of an attempt that was requeued says
+        nothing of the next one.
         """
         record = read_status(self._run, job.planned.token) or job.record
         if record is not None and record.is_finished and record.attempt == job.superseded_attempt:
@@ -303,7 +308,7 @@ class JobTracker:
         if record is None or not record.is_finished or record.attempt == job.ended_attempt:
             return False
         job.ended_attempt = record.attempt
-        return True
+        return not (record.is_success and job.planned.kind == "task")
 
     def _update(self, job: TrackedJob, view: _View) -> None:
         token = job.planned.token
@@ -317,6 +322,7 @@ class JobTracker:
                 scheduler_answered=view.has_answered,
                 is_absence_final=view.scheduler.is_absence_final,
                 cancelled=job.cancelled,
+                was_asked=view.answered_at > job.submitted_at,
                 listed_at=job.listed_at,
                 is_task=job.planned.kind == "task",
             )
@@ -337,17 +343,22 @@ class JobTracker:
         if verdict.state.is_final and not job.state.is_final:
             view.host.collect_logs(job.planned, job.job_id)
             self.forget_ended(job)
-            self._end_repetition(job, view)
+            if job.planned.kind == "task" and verdict.state == JobState.COMPLETED:
+                self._done[token] = job
         job.state, job.why, job.node = verdict.state, verdict.why, node
 
-    def _end_repetition(self, job: TrackedJob, view: _View) -> None:
-        """Keep a job that has ended from running once more, where the scheduler has it in the queue again.
+    def _end_repetitions(self, seen: Mapping[str, Seen], view: _View) -> None:
+        """Keep tasks that are done from running once more, where the scheduler has them in the queue again.
 
         Slurm does so after its controller was killed: it starts what it remembers as pending (and holds it, while the
         first copy still runs).
         """
-        is_queued = job.seen is not None and job.seen.state in {JobState.PENDING, JobState.REQUEUED}
-        if self._written is None or not (is_queued and view.has_answered):
+        for item in seen.values():
+            if item.name in self._done and item.state in {JobState.PENDING, JobState.REQUEUED}:
+                self._end_repetition(self._done.pop(item.name), view)
+
+    def _end_repetition(self, job: TrackedJob, view: _View) -> None:
+        if self._written is None:
             return
         log.warning("%s has ended, and job %s is in the queue again: it is being cancelled", job.name, job.job_id)
         try:

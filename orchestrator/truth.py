@@ -31,6 +31,7 @@ class Evidence:
         cancelled: Whether we cancelled it.
         listed_at: When the scheduler last listed it, or None if it never did.
         is_task: Whether it ends by itself; a service does not.
+        was_asked: Whether the scheduler has answered since the job was submitted.
     """
 
     now: float
@@ -43,6 +44,7 @@ class Evidence:
     cancelled: bool = False
     listed_at: float | None = None
     is_task: bool = False
+    was_asked: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ def judge(evidence: Evidence) -> Verdict:
     alive = evidence.heartbeat_at is not None and evidence.now - evidence.heartbeat_at < FRESH_S
     if not evidence.scheduler_answered:
         return Verdict(JobState.RUNNING) if alive else Verdict(JobState.UNKNOWN, "the scheduler does not answer")
+    if seen is None and not evidence.was_asked:
+        # An answer from before the submission cannot have it.
+        return Verdict(JobState.RUNNING if record is not None else JobState.PENDING)
     if seen is None:
         return _by_absence(evidence, alive)
     if not seen.state.is_final:

@@ -281,6 +281,23 @@ def test_poll_of_a_completed_task_leaves_its_job_alone_where_it_is_not_queued_ag
     assert not cluster.run.fence(cluster.planned.token).exists()
 
 
+def test_poll_asks_the_scheduler_no_more_often_for_tasks_that_say_that_they_are_done(cluster: Cluster) -> None:
+    tracker = cluster.tracker()
+    tracker._polling = Polling.model_construct(scheduler_s=3600.0, records_s=0.0, submits_per_s=1000.0)
+    for number in range(5):
+        token = f"{cluster.planned.token}-{number}"
+        planned = PlannedJob(**{**vars(cluster.planned), "name": f"t{number}", "token": token, "kind": "task"})
+        tracker.adopt(planned, str(number), time.time())
+    tracker.poll()
+    for number in range(5):
+        fields = {"token": f"{cluster.planned.token}-{number}", "job_id": str(number), "attempt": "a", "host": "n"}
+        end = {"state": "finished", "started_at": 1.0, "reason": "exited", "exit_code": 0}
+        write_json(cluster.run.status(fields["token"]), fields | end)
+        tracker.poll()
+        assert tracker[f"t{number}"].state == JobState.COMPLETED
+    assert len(cluster.programs.calls("squeue")) == 1
+
+
 def test_poll_of_a_job_out_of_time_gives_slurms_reason_not_the_signal(cluster: Cluster) -> None:
     tracker, job = submitted(cluster)
     cluster.listed("TIMEOUT", "TimeLimit")

@@ -156,3 +156,12 @@ def test_judge_says_why_in_words(fields: dict[str, Any], why: str | None) -> Non
 def test_states_that_are_final_are_exactly_the_ends() -> None:
     going_on = {S.PENDING, S.RUNNING, S.SUSPENDED, S.REQUEUED, S.UNKNOWN}
     assert {state for state in S if not state.is_final} == going_on
+
+
+@pytest.mark.parametrize("is_absence_final", [False, True])
+@pytest.mark.parametrize(("own", "state"), [(None, JobState.PENDING), (record(), JobState.RUNNING)])
+def test_job_that_is_younger_than_the_last_answer_is_not_missing_in_it(
+    own: StatusRecord | None, state: JobState, is_absence_final: bool
+) -> None:
+    verdict = judge(evidence(record=own, seen=None, was_asked=False, is_absence_final=is_absence_final))
+    assert verdict.state == state
