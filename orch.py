@@ -22,17 +22,25 @@ def main() -> int:
     """Run the command line and return its exit code."""
     sys.path.insert(0, str(PROJECT))
     try:
+        from agent.stage import PACKAGES as TRAINER_PACKAGES
         from agent.stage import HpoStage
         from client.stage import BenchmarkStage
         from monitoring.push import make_metrics
         from orchestrator.cli import main as run_command
         from orchestrator.compose import Parts
+        from orchestrator.sitecheck.packages import Packages
         from services.catalog import services_of
+        from services.client import PACKAGES
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in {"agent", "client", "monitoring", "orchestrator", "services"}:
             raise
         _enter_environment()
-    parts = Parts(services_of=services_of, stages=(BenchmarkStage(), HpoStage()), make_metrics=make_metrics)
+    parts = Parts(
+        services_of=services_of,
+        stages=(BenchmarkStage(), HpoStage()),
+        make_metrics=make_metrics,
+        packages=Packages(client=PACKAGES, trainer=TRAINER_PACKAGES),
+    )
     return run_command(sys.argv[1:], parts)
 
 

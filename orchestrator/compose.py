@@ -29,6 +29,7 @@ from orchestrator.resolve import resolve
 from orchestrator.rundir import RunDir, new_run_id
 from orchestrator.service import JobDraft, PlanContext, Role, Service
 from orchestrator.site import Site, load_site
+from orchestrator.sitecheck.packages import NOTHING_NEEDED, Packages
 from orchestrator.stage import Stage
 from orchestrator.transports import Transport
 
@@ -44,11 +45,13 @@ class Parts:
         services_of: Returns the services of a run, and notes on what is left out.
         stages: In the order in which they run.
         make_metrics: Returns where a run's pushed metrics go: run, run id, recipe.
+        packages: What the parts need of an interpreter.
     """
 
     services_of: Callable[[Mapping[Role, PlanContext]], tuple[list[Service], list[str]]]
     stages: tuple[Stage, ...]
     make_metrics: Callable[[RunDir, str, Recipe], MetricsSink]
+    packages: Packages = NOTHING_NEEDED
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def test_pbs_cancellation_that_is_not_permitted_has_failed() -> None:
 
 def test_pbs_gpus_are_those_of_the_largest_node() -> None:
     facts = SCHEDULER.parse_partitions(pbs_nodes())
-    assert facts == {"": PartitionFacts(4, "pbsnodes")}
+    assert facts == {"": PartitionFacts(4, "pbsnodes", cpus=8, mem_mib=24_105)}
     assert SCHEDULER.resources("server", RoleResources(partition="any"), None, facts, []).gpus == 1
     assert SCHEDULER.resources("client", RoleResources(), None, facts, []).gpus == 0
     assert SCHEDULER.parse_partitions(answer(returncode=127)) == {}
