@@ -53,7 +53,8 @@ _AMBIGUOUS = re.compile(r"timed out|unable to contact|communication|connection|t
 # Reasons that the job cannot meet as it stands. Source: squeue(1), "JOB REASON CODES", and "resource_limits".
 _NEVER_STARTS = re.compile(
     r"Partition(TimeLimit|NodeLimit|Config)|BadConstraints|(Account|QOS)NotAllowed|Invalid(Account|QOS)"
-    r"|DependencyNeverSatisfied|launch[ _]failed[ _]requeued[ _]held|JobHoldMaxRequeue|(QOS|Assoc)Max\w+Per(Job|Node)(Limit)?|QOSMin\w+"
+    r"|DependencyNeverSatisfied|launch[ _]failed[ _]requeued[ _]held|JobHoldMaxRequeue"
+    r"|(QOS|Assoc)Max\w+Per(Job|Node)(Limit)?|QOSMin\w+"
 )
 _GPU_COUNT = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 _GPU_TYPE = re.compile(r"gpu:([^:,()]+):\d+")
