@@ -25,11 +25,14 @@ from orchestrator.progress import elapsed, make_progress
 from orchestrator.recipe.schema import recipe_schema_text
 from orchestrator.run import Run
 from orchestrator.rundir import LATEST, RunDir, find_run
+from orchestrator.sitecheck import commands as sitecheck
+from orchestrator.space import commands as space
 from orchestrator.summary import Outcome, headline
 from orchestrator.transports import LocalTransport
 from orchestrator.transports.ways import close_ways
 
-COMMANDS = ("run", "validate", "schema", "list", "status", "logs", "stop", "resume", "report")
+_OWN_COMMANDS = ("run", "validate", "schema", "list", "status", "logs", "stop", "resume", "report")
+COMMANDS = (*_OWN_COMMANDS, *space.COMMANDS, *sitecheck.COMMANDS)
 # What the shell shows of a program that SIGPIPE ended.
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 _OTHER_FOLDER = "Name a folder in which you may write; it is made if it is not there."
@@ -44,7 +47,8 @@ commands (RUN is 'latest' if not given):
   orch.py stop [RUN]              end a run's jobs, kept services included
   orch.py resume [RUN]            go on with what is missing; start a dry run
   orch.py report [RUN]            write the report anew, print the main figures
-
+"""
+_EXIT_CODES = """
 exit codes: 0 done, 1 the run failed, 2 wrong input, 130 Ctrl-C
 """
 
@@ -88,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orch.py",
         description="One recipe in; a served, measured, monitored and self-tuning LLM workload out.",
-        epilog=EPILOG,
+        epilog=EPILOG + space.EPILOG + sitecheck.EPILOG + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"orch {__version__}")
@@ -125,6 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true", help="keep on printing until the job ends")
     logs.add_argument("service", nargs="?", default=None, metavar="SERVICE", help="orchestrator's own log if not given")
     logs.add_argument("--run", default=LATEST, metavar="RUN")
+    space.add_commands(subparsers, [common, as_json, folder])
+    sitecheck.add_commands(subparsers, [common, as_json, folder], common)
     return parser
 
 
@@ -136,10 +142,14 @@ def _dispatch(arguments: argparse.Namespace, parts: Parts) -> int:
         return _run(arguments, parts)
     if arguments.command == "validate":
         return _validate(arguments)
+    if arguments.command in sitecheck.COMMANDS:
+        return sitecheck.run_command(arguments, parts.packages)
     output_dir: Path = arguments.output_dir or PROJECT / "output"
     _check_output_dir(output_dir)
     if arguments.command == "list":
         return commands.list_runs(output_dir, arguments.json)
+    if arguments.command in space.COMMANDS:
+        return space.run_command(arguments, output_dir)
     run = find_run(output_dir, arguments.run)
     if arguments.command == "status":
         return commands.show_status(run, arguments.json)
@@ -270,6 +280,8 @@ def _tell_end(outcome: Outcome, root: Path, arguments: argparse.Namespace) -> No
 
 
 def _log_to(path: Path, level: str) -> None:
+    # A full disk is told of once, by the run itself, not with a traceback for each line.
+    logging.raiseExceptions = False
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     shown = logging.StreamHandler()

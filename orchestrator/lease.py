@@ -95,12 +95,32 @@ class Lease:
             RunBusyError: another one looks after it.
             StorageError: the lease could not be written.
         """
-        self._lock_file()
+        self.lock()
+        self._write()
+        self._next = 0.0  # hosts elsewhere are to hear of it as well
+
+    def lock(self) -> bool:
+        """Keep every orchestrator away from the run without looking after it, and without writing the lease.
+
+        Returns:
+            Whether a lock is held; where the file system has none, only a lease that was taken keeps others away.
+
+        Raises:
+            RunBusyError: an orchestrator looks after it.
+            StorageError: there can be no lock.
+        """
+        if self._lock is None:
+            self._lock_file()
         other = living_owner(self._path)
         if other is not None and other.nonce != self._owner.nonce:
             raise RunBusyError(_whose(other))
-        self._write()
-        self._next = 0.0  # hosts elsewhere are to hear of it as well
+        return self._lock is not None
+
+    def unlock(self) -> None:
+        """Let orchestrators at the run again; the lease stays as it is."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _lock_file(self) -> None:
         """Hold a lock for as long as this process lives; where the file system has none, the lease alone decides."""
@@ -157,9 +177,7 @@ class Lease:
         lease = read_json(self._path)
         if isinstance(lease, dict) and Owner.from_lease(lease) == self._owner:
             write_json(self._path, {**lease, "owner": None})
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self.unlock()
 
     def _write(self, keep: bool = False) -> dict[str, Any]:
         now = time.time()

@@ -11,6 +11,8 @@ from orchestrator.atomic import make_private_dir, point_link
 from orchestrator.errors import RunNotFoundError
 
 LATEST = "latest"
+# What is being deleted has this in front of its name and is no run any more.
+DELETING = ".deleting-"
 _FOLDERS = (
     "scripts", "logs", "status", "stages", "endpoints", "secrets", "config", "data", "prometheus_assets",
     "benchmark", "hpo", "trials", "checkpoints", "tensorboard", "reports",
@@ -200,9 +202,17 @@ def iter_runs(output_dir: Path) -> Iterator[RunDir]:
     """Yield all runs in ``output_dir``, oldest first (by the time of their first event)."""
     if not output_dir.is_dir():
         return
-    found = [item for item in output_dir.iterdir() if not item.is_symlink() and (item / "plan.json").is_file()]
+    found = [item for item in output_dir.iterdir() if _is_run(item)]
     for item in sorted(found, key=lambda path: ((path / "plan.json").stat().st_mtime, path.name)):
         yield RunDir(item)
+
+
+def _is_run(folder: Path) -> bool:
+    """Tell whether a folder looks like a run; one that may not be entered does not."""
+    try:
+        return not folder.is_symlink() and not folder.name.startswith(DELETING) and (folder / "plan.json").is_file()
+    except PermissionError:
+        return False
 
 
 def find_run(output_dir: Path, wanted: str = LATEST) -> RunDir:

@@ -106,6 +106,8 @@ class TransferOptions:
         excludes: rsync's patterns without `**`: a name (`*.pyc`), or a path from the top of the tree (`/output`);
             a final slash means folders only.
         bandwidth_limit_kib_per_s: Upper limit in KiB/s; None for none.
+        is_compressed: Compress on the way. It helps text and raw data on a slow line, not models, images or archives;
+            sftp and copies on this machine do not compress.
         is_dry_run: Only list what would be copied.
         is_checksummed: Compare files by content. Otherwise same size and time count as same, which is quicker for
             large models. What is transferred is verified by rsync in either case.
@@ -115,6 +117,7 @@ class TransferOptions:
 
     excludes: tuple[str, ...] = ()
     bandwidth_limit_kib_per_s: int | None = None
+    is_compressed: bool = False
     is_dry_run: bool = False
     is_checksummed: bool = True
     timeout_s: float = TRANSFER_TIMEOUT_S

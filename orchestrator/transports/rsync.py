@@ -67,6 +67,7 @@ class Rsync:
         ]
         argv += [f"--partial-dir={PARTIAL_DIR}", f"--timeout={options.stall_timeout_s}"]
         argv += ["--checksum"] if options.is_checksummed else []
+        argv += ["--compress"] if options.is_compressed else []
         argv += ["--dry-run"] if options.is_dry_run else []
         argv += [f"--exclude={pattern}" for pattern in options.excludes]
         if options.bandwidth_limit_kib_per_s is not None:

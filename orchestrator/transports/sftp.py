@@ -17,7 +17,10 @@ from orchestrator.transports.base import Answer, Transfer, TransferOptions
 from orchestrator.transports.copying import TreeEntry, is_excluded, log, remedy_for, walk
 from orchestrator.transports.rsync import wait_or_end
 
-LIMITS = "every file is copied anew and whole, symbolic links are left out, and a cut copy starts again"
+LIMITS = (
+    "every file is copied anew and whole, symbolic links are left out, nothing is compressed, "
+    "and a cut copy starts again"
+)
 _UNSPEAKABLE = re.compile(r"[\r\n\0]")
 
 

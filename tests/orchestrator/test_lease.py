@@ -136,3 +136,17 @@ def test_lease_kept_is_lifted(tmp_path: Path) -> None:
 def test_lease_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         Lease(tmp_path / "none" / "lease.json").renew()
+
+
+def test_lock_keeps_orchestrators_away_and_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lease.json"
+    mine, other = Lease(path), Lease(path)
+    assert mine.lock()
+    assert not path.exists()
+    with pytest.raises(RunBusyError):
+        other.take()
+    mine.take()
+    mine.give_back()
+    other.take()
+    with pytest.raises(RunBusyError):
+        mine.lock()
