@@ -102,8 +102,11 @@ class Search:
     def _take_up(self, trial: TrialView) -> None:
         jobs, place = self._context.jobs, self._place(trial.number)
         is_over_limit = trial.attrs.get("is_over_limit", False)
-        if place.job in jobs and (is_over_limit or not (jobs[place.job].cancelled and jobs[place.job].state.is_final)):
-            self._watch(trial.number, jobs[place.job])
+        job = jobs.get(place.job)
+        # What has completed counts, whatever it was to be cancelled with.
+        was_cut_off = job is not None and job.cancelled and job.state.is_final and job.state != JobState.COMPLETED
+        if job is not None and (is_over_limit or not was_cut_off):
+            self._watch(trial.number, job)
         elif place.job not in jobs and "source" in trial.attrs:
             self._unsubmitted.append(trial.number)
         else:
@@ -209,8 +212,8 @@ class Search:
             running.relay.look(is_over=True)
             is_over_limit = self._study.view(number).attrs.get("is_over_limit", False)
             cause = running.limit.cause if is_over_limit else None
-            end = read_end(self._context.run, running.job, running.place, self._hpo.objective, cause)
             self._fetch(running.place.root, ("/checkpoints",))
+            end = read_end(self._context.run, running.job, running.place, self._hpo.objective, cause)
             if end.objective is None:
                 told = self._study.tell_failure(number, end.cause or "", end.attrs)
             else:
@@ -305,6 +308,13 @@ class Search:
         except TransportError as error:
             self._say(f"hpo: warning: {path.name} of a trial stays where it is: {error}")
 
+    def _look_for(self, path: Path) -> None:
+        """Bring a file here that may not be seen yet where it was written."""
+        try:
+            self._context.fetch("trial", path, ())
+        except TransportError as error:
+            log.debug("%s", error)
+
     def _watch(self, number: int, job: TrackedJob) -> None:
         place, context = self._place(number), self._context
         relay = TrialRelay(context.metrics, place.metrics, context.run_id, place.job_id, self._polling.metrics_s)
@@ -325,14 +335,15 @@ class Search:
         except CommandError as error:
             log.warning("%s", error)  # it is asked again
 
-    @staticmethod
-    def _has_ended(running: RunningTrial) -> bool:
+    def _has_ended(self, running: RunningTrial) -> bool:
         """Return whether the job has ended and its results, if it completed, are to be seen."""
         if not running.job.state.is_final:
             return False
         now = time.monotonic()
         running.ended_at = running.ended_at or now
         is_late = now - running.ended_at > RESULTS_GRACE_S
+        if running.job.state == JobState.COMPLETED and not has_results(running.place) and not is_late:
+            self._look_for(running.place.results)
         return running.job.state != JobState.COMPLETED or has_results(running.place) or is_late
 
     def _finish(self, trial: TrialView) -> None:
@@ -385,6 +396,7 @@ class Search:
                 return float(value)  # type: ignore[arg-type]
             if time.monotonic() > deadline:
                 return None
+            self._look_for(place.results)
             self.breathe(self._polling.records_s)
 
     def _say(self, text: str) -> None:

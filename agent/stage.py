@@ -11,7 +11,15 @@ from agent.dataset import check_data, data_arguments, describe_data
 from agent.space import centre, ordered
 from agent.trainer_arguments import SET_BY_THE_SEARCH, TRAINER_ARGUMENTS
 from agent.trials import trial_draft, trial_place
-from orchestrator.errors import LeaseLostError, OrchError, Problem, ProgramMissingError, RecipeError, StageError
+from orchestrator.errors import (
+    LeaseLostError,
+    NoConnectionError,
+    OrchError,
+    Problem,
+    ProgramMissingError,
+    RecipeError,
+    StageError,
+)
 from orchestrator.interrupts import TerminatedError
 from orchestrator.recipe.document import Recipe
 from orchestrator.recipe.hpo import Hpo
@@ -62,7 +70,7 @@ class HpoStage:
         search = Search(context, _hpo(context.recipe), *_open_study(context))
         try:
             return run_flow(search)
-        except (TerminatedError, LeaseLostError):
+        except (TerminatedError, LeaseLostError, NoConnectionError):
             raise  # the trials run on, to be adopted, or are another orchestrator's
         except (OrchError, KeyboardInterrupt) as error:
             _abandon(search, str(error).splitlines()[0] if str(error) else "interrupted by Ctrl-C")

@@ -18,6 +18,7 @@ REQUEST_TIMEOUT_S = 20.0
 # A client service that is alive may answer late while its load processes have all CPUs.
 PATIENCE_S = 60.0
 POLL_S = 1.0
+DEATH_IS_KNOWN_S = 10.0
 
 
 class BenchmarkStage:
@@ -56,6 +57,9 @@ class BenchmarkStage:
         self._ask(context, "POST", "/benchmark", body)
         status = self._await(context, benchmark_id, total, job.benchmark.timeout_s)
         result: dict[str, Any] = status["result"]
+        if result["failed"]:
+            # A server that died under the load is known to be dead only when its heartbeat has stopped.
+            context.wait(DEATH_IS_KNOWN_S)
         _push(context, result)
         context.fetch(self.role, context.run.benchmark / benchmark_id, ())
         records = context.run.benchmark / benchmark_id / "requests.jsonl"
@@ -72,7 +76,8 @@ class BenchmarkStage:
         while True:
             benchmark_id = f"run-{context.run_id}" + (f"-{number}" if number > 1 else "")
             status = self._ask(context, "GET", f"/benchmark/{benchmark_id}", allows_absence=True)
-            if status.get("state") not in {"failed", "cancelled"}:
+            is_void = status.get("state") == "done" and (status.get("result") or {}).get("successful") == 0
+            if status.get("state") not in {"failed", "cancelled"} and not is_void:
                 return benchmark_id
             number += 1
 

@@ -7,6 +7,7 @@ import json
 import platform
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,7 +16,7 @@ from typing import Any, get_args
 
 from orchestrator import __version__
 from orchestrator.atomic import read_json, write_json, write_text
-from orchestrator.errors import NotHereError, RecipeError, RunNotFoundError, StorageError
+from orchestrator.errors import NotHereError, RecipeError, RunNotFoundError, StorageError, UserError
 from orchestrator.forecast.make import Place, make_forecast
 from orchestrator.hosts import PROJECT, Hosts, open_hosts
 from orchestrator.metrics import MetricsSink
@@ -218,7 +219,16 @@ def reopen(run: RunDir, parts: Parts) -> Composed:
     recipe, plan = saved_recipe(run), saved_plan(run)
     hosts = open_hosts(recipe, run)
     contexts = _contexts(recipe, hosts, run, plan.run_id, plan.cache)
-    services, _ = parts.services_of(contexts)
+    for host in hosts:
+        # Before anything is looked for there: it may have to ask for a second factor.
+        host.transport.open(interactive=sys.stdin is not None and sys.stdin.isatty())
+    services, notes = parts.services_of(contexts)
+    gone = {job.name for job in plan.jobs} - {service.name for service in services}
+    if gone:
+        raise UserError(
+            f"{run.root.name} has the services {', '.join(sorted(gone))}, which cannot be had here now.\n"
+            + "\n".join(notes)
+        )
     stages = tuple(stage for stage in parts.stages if stage.is_wanted(recipe))
     _check([*services, *stages], contexts, is_plan_only=False)
     return Composed(recipe, hosts, plan, contexts, tuple(services), stages)

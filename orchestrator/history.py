@@ -87,7 +87,7 @@ def tracker_of(run: RunDir) -> JobTracker:
         RunNotFoundError: the run's files cannot be read.
     """
     recipe = saved_recipe(run)
-    tracker = JobTracker(run, None, open_hosts(recipe, run), recipe.job.polling)
+    tracker = JobTracker(run, None, open_hosts(recipe, run, only_looks=True), recipe.job.polling)
     replay(run, tracker)
     return tracker
 
@@ -134,7 +134,8 @@ def stop_run(run: RunDir) -> list[str]:
         time.sleep(0.5)
     has_ended_itself = run_state(run).state not in {"running", "left"}
     recipe = saved_recipe(run)
-    tracker = JobTracker(run, Ledger(run.events), open_hosts(recipe, run), recipe.job.polling)
+    hosts = open_hosts(recipe, run, only_looks=True)
+    tracker = JobTracker(run, Ledger(run.events), hosts, recipe.job.polling)
     replay(run, tracker)
     tracker.adopt_intended()
     tracker.poll()

@@ -27,7 +27,9 @@ LOG_BYTES = 1 << 20
 # What runs on compute nodes, in the run's own copy: a newer clone must not change a run under way.
 CODE = ("client", "trainer")
 _TIMES = ("started_at", "ready_at", "finished_at", "at")
-_NOT_SENT = ("/events.jsonl", "/recipe.json", "/plan.json", "/lease.*", "/logs/*", "/status/*", "/hpo/*", "/trials/*")
+# What jobs read; everything else there is theirs.
+_SENT = ("scripts", "secrets", "config")
+PULL_BYTES = 4 << 20
 log = logging.getLogger(__name__)
 
 
@@ -109,7 +111,15 @@ class ThisMachine:
 class RemoteHost:
     """Jobs on a machine that shares no files with this one: records are pulled, services reached through forwards."""
 
-    def __init__(self, name: str, spec: HostSpec, scheduler: Scheduler, transport: Transport, home: RunDir) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: HostSpec,
+        scheduler: Scheduler,
+        transport: Transport,
+        home: RunDir,
+        only_looks: bool = False,
+    ) -> None:
         """Make the host; nothing is connected yet.
 
         Args:
@@ -118,7 +128,9 @@ class RemoteHost:
             scheduler: Its batch system.
             transport: The way to it.
             home: The orchestrator's own copy of the run.
+            only_looks: Leave endpoint records alone: they hold the forwards of the run's orchestrator.
         """
+        self._only_looks = only_looks
         self.name, self.scheduler, self.transport, self._home = name, scheduler, transport, home
         self.run = RunDir(Path(spec.base_dir) / "runs" / home.root.name)
         self._ahead_s = 0.0
@@ -137,7 +149,8 @@ class RemoteHost:
         answer = self.transport.run(argv, 60.0)
         if answer.returncode != 0:
             raise TransportError(self.name, f"cannot make {self.run.root}: {answer.stderr.strip()}")
-        self.transport.push(self._home.root, str(self.run.root), TransferOptions(excludes=_NOT_SENT))
+        for folder in _SENT:
+            self.transport.push(self._home.root / folder, str(self.run.root / folder))
         code = TransferOptions(excludes=("__pycache__/",))
         for part in CODE:
             self.transport.push(PROJECT / part, str(self.run.code / part), code)
@@ -150,20 +163,27 @@ class RemoteHost:
         home, wanted = self._home, list[Path]()
         for job in jobs:
             wanted += [home.status(job.token), home.heartbeat(job.token)]
-            wanted += [home.endpoint(job.name)] if job.kind == "service" else []
+            wanted += [home.endpoint(job.name)] if job.kind == "service" and not self._only_looks else []
             wanted += [home.root / path for path in job.pulls]
         if not wanted:
             return True
         there = {str(self.there(path)): path for path in wanted}
         try:
             self._look_at_clock()
-            found = self.transport.read_many(list(there))
+            found = self.transport.read_many(list(there), limit_bytes=PULL_BYTES)
             for name, path in there.items():
-                self._take(path, found[name])
+                self._take_or_log(path, found[name])
         except TransportError as error:
             log.warning("%s: %s", self.name, error)
             return False
         return True
+
+    def _take_or_log(self, path: Path, content: FileContent) -> None:
+        """Take one file; a full disk here must not keep the others from being looked at, nor jobs from being ended."""
+        try:
+            self._take(path, content)
+        except (StorageError, OSError, ValueError) as error:
+            log.warning("%s: %s was not taken over: %s", self.name, path.name, error)
 
     def _look_at_clock(self) -> None:
         """Measure how far the host's clock is ahead: what its jobs write is compared with what happens here."""
@@ -187,7 +207,8 @@ class RemoteHost:
         if content.data is None:
             self._drop(path)
             return
-        if self._seen.get(path) == content.data and path.exists():
+        is_endpoint = path.parent == self._home.endpoints
+        if self._seen.get(path) == content.data and path.exists() and not is_endpoint:
             return
         text = content.data
         if path.parent in {self._home.endpoints, self._home.root / "status"}:
@@ -195,6 +216,8 @@ class RemoteHost:
             if record is None:
                 return  # torn or foreign: it counts as not there yet
             text = record
+        if is_endpoint and path.exists() and path.read_bytes() == text:
+            return  # a forward that was made anew may have another port
         make_private_dir(path.parent)
         write_bytes(path, text)
         self._seen[path] = content.data
@@ -277,8 +300,14 @@ class Hosts:
             host.write_lease(lease)
 
 
-def open_hosts(recipe: Recipe, home: RunDir, here: Transport | None = None) -> Hosts:
+def open_hosts(recipe: Recipe, home: RunDir, here: Transport | None = None, only_looks: bool = False) -> Hosts:
     """Return the places where the jobs of a resolved recipe run; nothing is connected yet.
+
+    Args:
+        recipe: Resolved.
+        home: The orchestrator's copy of the run.
+        here: The way to this machine.
+        only_looks: For whoever is not the run's orchestrator, see RemoteHost.
 
     Raises:
         UserError: the recipe names a host that it does not describe.
@@ -291,5 +320,5 @@ def open_hosts(recipe: Recipe, home: RunDir, here: Transport | None = None) -> H
         spec = job.hosts.get(name)
         if spec is None or spec.scheduler is None:
             raise UserError(f"job.hosts has no resolved host '{name}'")
-        found.append(RemoteHost(name, spec, make_scheduler(spec.scheduler), way_to(spec.ssh), home))
+        found.append(RemoteHost(name, spec, make_scheduler(spec.scheduler), way_to(spec.ssh), home, only_looks))
     return Hosts(found)

@@ -46,9 +46,10 @@ class Interrupts:
             yield
         finally:
             self._depth -= 1
-        if self._depth == 0 and self._pending is not None:
-            number, self._pending = self._pending, None
-            self._raise(number)
+            # Also where the block failed: the signal goes before its error.
+            if self._depth == 0 and self._pending is not None:
+                number, self._pending = self._pending, None
+                self._raise(number)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._ignored:

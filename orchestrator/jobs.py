@@ -166,6 +166,9 @@ class JobTracker:
         """
         self._guard(planned)
         deadline = time.monotonic() + UNREACHABLE_PATIENCE_S
+        found = self._settle(planned)
+        if found is not None:
+            return found
         self._keep_pace()
         while True:
             try:
@@ -176,6 +179,44 @@ class JobTracker:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(LOOKUP_WAITS_S[1])
+
+    def _settle(self, planned: PlannedJob) -> TrackedJob | None:
+        """Settle what became of an earlier submission of this job, and return that job if it was taken after all.
+
+        Raises:
+            SubmitError: nobody can tell yet; a second submission could run beside the first.
+        """
+        for token, intent in list(self._intended.items()):
+            if intent.planned.name != planned.name or token == planned.token:
+                continue
+            job_id = self._find(intent)
+            if job_id is None:
+                what = f"job '{planned.name}': whether it was submitted before as {token} is not known"
+                raise SubmitError((), None, "", what, is_refusal=False)
+            if job_id:
+                self._adopt_found(intent, job_id)
+                return self._jobs[planned.name]
+            self._abandon(intent)
+        return None
+
+    def _adopt_found(self, intent: Intent, job_id: str) -> None:
+        """Track the job of an intent that was looked up; one that was replaced meanwhile is fenced and cancelled."""
+        planned = intent.planned
+        there = self._jobs.get(planned.name)
+        if there is not None and not there.state.is_final and there.planned.token != planned.token:
+            self._fence(planned)
+            self.forget(planned.token)
+            view = self._views[planned.host]
+            view.ask(view.scheduler.cancel_argv([job_id]))
+            self._note("job_abandoned", job=planned.name, token=planned.token, job_id=job_id)
+            return
+        self.adopt(planned, job_id, intent.at)
+        self._note("job_submitted", job=planned.name, token=planned.token, job_id=job_id, adopted=True)
+
+    def _abandon(self, intent: Intent) -> None:
+        self._fence(intent.planned)
+        self.forget(intent.planned.token)
+        self._note("job_abandoned", job=intent.planned.name, token=intent.planned.token)
 
     def _keep_pace(self) -> None:
         """Wait until the next submission may be made: schedulers suffer from bursts."""
@@ -188,6 +229,8 @@ class JobTracker:
         if planned.name in self._jobs:
             # What was lost may live on somewhere; it must not go on beside the new one.
             self._fence(self._jobs[planned.name].planned)
+            if self._jobs[planned.name].must_be_ended:
+                view.ask(view.scheduler.cancel_argv([self._jobs[planned.name].job_id]))
         view.host.deliver(planned.config, planned.script)
         if planned.token not in self._intended:
             scheduler = view.scheduler.kind
@@ -457,6 +500,11 @@ class JobTracker:
         """Drop an intent that was refused or given up."""
         self._intended.pop(token, None)
 
+    def unmark_living(self) -> None:
+        """Forget cancellations that were asked for and did not come about: the jobs live."""
+        for job in self._open.values():
+            job.cancelled = False
+
     def mark_cancelled(self, tokens: Iterable[str]) -> None:
         """Remember that the jobs of these tokens were cancelled, by this or another orchestrator."""
         marked = set(tokens)
@@ -474,21 +522,20 @@ class JobTracker:
         A submit command may have outlived the orchestrator that started it, so the scheduler's "no such job" is not
         believed at once; a job that comes later still finds the fence.
         """
-        for token, intent in list(self._intended.items()):
+        for intent in list(self._intended.values()):
             job_id = self._find(intent)
             if job_id is None:
                 continue  # the intent stays open
             if job_id:
-                self.adopt(intent.planned, job_id, intent.at)
-                self._note("job_submitted", job=intent.planned.name, token=token, job_id=job_id, adopted=True)
+                self._adopt_found(intent, job_id)
             else:
-                self._fence(intent.planned)
-                self.forget(token)
-                self._note("job_abandoned", job=intent.planned.name, token=token)
+                self._abandon(intent)
 
     def _find(self, intent: Intent) -> str | None:
         """Return the job id of an intent, empty if it has surely not been submitted; None if nobody can tell."""
         token, view = intent.planned.token, self._views[intent.planned.host]
+        # A clock that was set back must not make this last.
+        deadline = time.monotonic() + min(LATE_SUBMIT_S, LATE_SUBMIT_S - (time.time() - intent.at))
         while True:
             if not view.host.collect([intent.planned]):
                 return None
@@ -501,7 +548,7 @@ class JobTracker:
             for item in seen.values():
                 if item.name == token and not item.state.is_final:
                     return item.job_id
-            if time.time() - intent.at > LATE_SUBMIT_S:
+            if time.monotonic() > deadline:
                 return ""
             time.sleep(LOOKUP_WAITS_S[0])
 

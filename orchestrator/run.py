@@ -16,6 +16,7 @@ from orchestrator.errors import (
     CommandError,
     JobFailedError,
     LeaseLostError,
+    NoConnectionError,
     OrchError,
     ServiceAnswerError,
     StageError,
@@ -89,6 +90,7 @@ class Run:
         self._metrics: MetricsSink = parts.make_metrics(self._run, composed.plan.run_id, composed.recipe)
         self._records_s = polling.records_s
         self._told_dead: set[str] = set()
+        self._lost = False
         self._past = past if past is not None and past.started_at is not None else None
         self.outcome = Outcome()
         if self._past is not None and self._past.started_at is not None:
@@ -104,13 +106,23 @@ class Run:
         self._lease.take()
         try:
             with self._progress:
-                if self._is_left_behind():
+                if self._is_left_behind() or not self._is_still_ours():
                     return self._leave()
                 self._interrupts.ignore()
                 self._put_away()
         finally:
             self._give_back()
         return self.outcome
+
+    def _is_still_ours(self) -> bool:
+        """Return whether the run may be put away: one that was taken over meanwhile is another's."""
+        try:
+            self._lease.verify()
+        except LeaseLostError as error:
+            self.outcome.state, self.outcome.error, self.outcome.exit_code = "left", str(error), error.exit_code
+            self._lost = True
+            return False
+        return True
 
     def _give_back(self) -> None:
         try:
@@ -123,6 +135,19 @@ class Run:
         """Take the run to its end or its failure; return whether its jobs are to be left as they are."""
         outcome = self.outcome
         try:
+            if self._past is not None:
+                self._take_up()
+        except KeyboardInterrupt:
+            outcome.state, outcome.error, outcome.exit_code = "left", "interrupted by Ctrl-C", 130
+            return True
+        except OrchError as error:
+            outcome.state, outcome.error, outcome.exit_code = "left", str(error), error.exit_code
+            return True
+        except Exception as error:  # a defect of orch must not end what lives
+            log.exception("internal error")
+            outcome.state, outcome.error, outcome.exit_code = "left", f"internal error: {error!r}", 1
+            return True
+        try:
             self._begin()
             if self._has_work():
                 self._prepare()
@@ -130,7 +155,8 @@ class Run:
                 self._stages()
             outcome.monitoring = self._settled()
             outcome.state = "completed"
-        except (TerminatedError, LeaseLostError) as error:
+        except (TerminatedError, LeaseLostError, NoConnectionError) as error:
+            self._lost = isinstance(error, LeaseLostError)
             outcome.state, outcome.error, outcome.exit_code = "left", str(error), error.exit_code
             return True
         except KeyboardInterrupt:
@@ -160,24 +186,33 @@ class Run:
         """Hold signals back, and make sure that the run is ours: what follows is done once or not at all."""
         with self._interrupts.held():
             self._lease.verify()
+            self._renew_lease()
             yield
 
     def _begin(self) -> None:
-        if self._past is None:
-            self._ledger.append("run_started", run_id=self._composed.plan.run_id)
-            return
         self._run.stop_request.unlink(missing_ok=True)
         make_private_dir(self._run.stages)
-        self._ledger.append("run_resumed", run_id=self._composed.plan.run_id)
+        if self._past is None:
+            self._ledger.append("run_started", run_id=self._composed.plan.run_id)
+        else:
+            self._ledger.append("run_resumed", run_id=self._composed.plan.run_id)
+            self._jobs.unmark_living()
+            self.outcome.stages.update(saved_stages(self._run))
+
+    def _take_up(self) -> None:
+        """Learn what became of the jobs of before, of all of them: until then nothing is to be touched.
+
+        Raises:
+            OrchError: it cannot be known now.
+        """
         replay(self._run, self._jobs)
         self._jobs.adopt_intended()
         if self._jobs.open_intents:
             raise StageError(
                 "the scheduler does not answer, and whether these jobs were submitted is not known: "
-                f"{' '.join(self._jobs.open_intents)}\nTry `orch.py resume {self._run.root.name}` again later."
+                f"{' '.join(self._jobs.open_intents)}"
             )
         self._jobs.poll()
-        self.outcome.stages.update(saved_stages(self._run))
 
     def _has_work(self) -> bool:
         """Return whether anything is left to be done but putting away."""
@@ -255,7 +290,10 @@ class Run:
             figures["error"] = str(error)
             raise
         finally:
-            self._ledger.append("stage_finished", stage=stage.name, state=figures["state"])
+            try:
+                self._ledger.append("stage_finished", stage=stage.name, state=figures["state"])
+            except StorageError as error:
+                log.warning("%s", error)
 
     def _cause_of(self, error: OrchError) -> OrchError:
         """Return the death of a job where that is what a stage stumbled over, else the stage's own error.
@@ -395,9 +433,13 @@ class Run:
         Raises:
             OrchError: some are left, or may be; says which and how to end them.
         """
-        self._jobs.adopt_intended()
-        self._jobs.refresh()
-        self._jobs.poll()
+        try:
+            self._jobs.adopt_intended()
+            self._jobs.refresh()
+            self._jobs.poll()
+        except OrchError as error:
+            # What is known is ended all the same.
+            log.warning("%s", error)
         deadline = time.monotonic() + END_TIMEOUT_S
         left = self._jobs.jobs
         while left and time.monotonic() < deadline:
@@ -419,15 +461,14 @@ class Run:
         """End the orchestrator without ending its jobs."""
         outcome, name = self.outcome, self._run.root.name
         outcome.finished_at = time.time()
-        if isinstance(outcome.error, str) and outcome.exit_code > 128:
-            outcome.error += (
-                f": its jobs are left as they are. `orch.py resume {name}` goes on with them, `orch.py stop {name}` "
-                "ends them. Services that run end themselves when the lease runs out, within 15 minutes; those that "
-                "are still queued end as they start."
+        if not self._lost:
+            outcome.error = (
+                f"{outcome.error}: its jobs are left as they are. `orch.py resume {name}` goes on with them, "
+                f"`orch.py stop {name}` ends them. Services that run end themselves when the lease runs out, within 15 "
+                "minutes; those that are still queued end as they start."
             )
             try:
                 self._ledger.append("orchestrator_left", exit_code=outcome.exit_code)
             except StorageError as error:
                 log.warning("%s", error)
-            self._tell_end(LEAVING_PATIENCE_S)
         return outcome

@@ -90,25 +90,20 @@ class FakeServer:
         # Handlers are cancelled when their client hangs up, as in a real server.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        factory = runner.server
-        assert factory is not None
-        protocols: list[web.RequestHandler] = []
-
-        def accept() -> web.RequestHandler:
-            protocols.append(factory())
-            return protocols[-1]
-
-        server = await self._loop.create_server(accept, self.host, self.port, backlog=4096)
+        assert runner.server is not None
+        server = await self._loop.create_server(runner.server, self.host, self.port, backlog=4096)
         self.port = server.sockets[0].getsockname()[1]
         started.set()
         await self._stop.wait()
+        # asyncio loses the socket of a connection that is accepted just as its server closes (Server._attach asserts).
+        await asyncio.sleep(_TURN_S)
         server.close()
-        # The runner knows nothing of a connection that is being accepted, and lets go of transports that have only
-        # been told to close: a loop that is closed before they have would leave their sockets to the garbage collector.
-        while len(asyncio.all_tasks()) > 1 or any(protocol.transport for protocol in protocols):
-            for protocol in protocols:
-                if protocol.transport is not None:
-                    protocol.transport.abort()
+        # A loop that is closed before its transports are would leave their sockets to the garbage collector, and
+        # aiohttp lets go of transports that have only been told to close: the loop itself knows all of them.
+        transports: Any = vars(self._loop)["_transports"]
+        while len(asyncio.all_tasks()) > 1 or any(each._sock is not None for each in transports.values()):
+            for each in list(transports.values()):
+                each.abort()
             await asyncio.sleep(_TURN_S)
         await runner.cleanup()
 

@@ -152,7 +152,7 @@ def test_files_that_a_trial_writes_are_followed(far: Far) -> None:
 
 
 def test_file_that_is_too_large_is_named_and_left(far: Far, caplog: pytest.LogCaptureFixture) -> None:
-    far.writes(far.host.run.heartbeat(far.job.token), "x" * (2 << 20))
+    far.writes(far.host.run.heartbeat(far.job.token), "x" * (5 << 20))
     assert far.host.collect([far.job])
     assert not far.home.heartbeat(far.job.token).exists()
     assert "heartbeat" in caplog.text
