@@ -18,6 +18,7 @@ import pytest
 import orch
 from orchestrator.compose import Composed
 from orchestrator.errors import StorageError
+from orchestrator.ledger import Ledger
 from orchestrator.recipe.schema import recipe_schema, recipe_schema_text
 from tests.builders import ProgramFolder
 
@@ -332,3 +333,25 @@ def test_help_fits_80_columns_and_names_every_command(capsys: pytest.CaptureFixt
     assert all(len(line) <= 80 for line in text.splitlines())
     for command in ("validate", "schema", "list", "status", "logs", "stop", "report"):
         assert f"orch.py {command}" in text
+
+
+def test_resume_that_cannot_know_what_became_of_a_job_touches_nothing(cli: CommandLine) -> None:
+    plan = cli.dry_run(REFERENCE)
+    run_dir = Path(plan["run_dir"])
+    ledger = Ledger(run_dir / "events.jsonl")
+    ledger.append("run_started")
+    living, lost = plan["jobs"][0], plan["jobs"][1]
+    ledger.append("job_intent", token=living["token"], planned=living)
+    ledger.append("job_submitted", job=living["name"], token=living["token"], job_id="41")
+    ledger.append("job_intent", token=lost["token"], planned=lost)
+    cli.programs.add("squeue", "exit 1")
+    before = len(cli.programs.calls("sbatch"))
+    done = cli.run("resume", run_dir.name, "--output-dir", cli.output)
+    assert done.returncode == 1
+    assert "whether these jobs were submitted is not known" in done.stderr
+    assert f"orch.py resume {run_dir.name}" in done.stderr
+    assert cli.programs.calls("scancel") == []
+    assert len(cli.programs.calls("sbatch")) == before
+    assert not (run_dir / "summary.json").exists()
+    assert [event["event"] for event in ledger.events()][-1] == "orchestrator_left"
+    assert json.loads((run_dir / "lease.json").read_text())["owner"] is None

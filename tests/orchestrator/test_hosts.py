@@ -175,3 +175,32 @@ def test_logs_arrive_at_the_end_the_last_mib_of_each(far: Far) -> None:
     found = far.home.log("vllm", "7", "err").read_bytes()
     assert len(found) == 1 << 20
     assert found.endswith(b"the end")
+
+
+def test_endpoint_follows_a_forward_that_was_made_anew(far: Far) -> None:
+    far.has_endpoint()
+    assert far.host.collect([far.job])
+    # The connection was cut, and the port is another one now.
+    assert far.host.collect([far.job])
+    endpoint = read_endpoint(far.home, "vllm")
+    assert endpoint is not None
+    assert endpoint.port == 40_002
+
+
+def test_whoever_only_looks_leaves_the_endpoints_of_the_orchestrator_alone(far: Far) -> None:
+    far.has_endpoint()
+    assert far.host.collect([far.job])
+    before = far.home.endpoint("vllm").read_bytes()
+    spec = HostSpec.model_validate({"ssh": {"host": "far"}, "base_dir": str(far.host.run.root.parent.parent)})
+    observer = RemoteHost("far", spec, slurm_scheduler(), far.way, far.home, only_looks=True)
+    far.host.run.endpoint("vllm").unlink()
+    assert observer.collect([far.job])
+    assert far.home.endpoint("vllm").read_bytes() == before
+    assert len(far.way.forwards) == 1
+
+
+def test_record_that_cannot_be_written_here_does_not_hide_the_host(far: Far, caplog: pytest.LogCaptureFixture) -> None:
+    far.writes(far.host.run.heartbeat(far.job.token), {"attempt": "a1", "at": 1.0})
+    far.home.heartbeat(far.job.token).mkdir()
+    assert far.host.collect([far.job])
+    assert "was not taken over" in caplog.text

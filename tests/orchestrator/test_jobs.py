@@ -446,6 +446,73 @@ def test_intent_of_a_job_that_does_not_come_is_given_up_and_fenced(cluster: Clus
     assert tracker.next_generation("vllm") == 2
 
 
+def again(cluster: Cluster) -> PlannedJob:
+    """Return the job as it is planned for a second submission."""
+    return PlannedJob(**{**vars(cluster.planned), "token": f"{cluster.planned.token}-r2"})
+
+
+def lost_intent(cluster: Cluster) -> JobTracker:
+    """Return a tracker after a submission of which nobody could tell whether it was taken."""
+    cluster.programs.add("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1")
+    cluster.programs.add("squeue", "exit 1")
+    tracker = cluster.tracker()
+    with pytest.raises(SubmitError):
+        tracker.submit(cluster.planned)
+    cluster.programs.add("sbatch", "echo 43")
+    return tracker
+
+
+def test_submit_while_an_earlier_one_is_unsettled_submits_nothing(cluster: Cluster) -> None:
+    tracker = lost_intent(cluster)
+    with pytest.raises(SubmitError, match=r"whether it was submitted before .* is not known") as caught:
+        tracker.submit(again(cluster))
+    assert not caught.value.is_refusal
+    assert len(cluster.programs.calls("sbatch")) == 1
+
+
+def test_submit_after_an_earlier_one_that_was_taken_gives_that_job(cluster: Cluster) -> None:
+    tracker = lost_intent(cluster)
+    cluster.programs.add("squeue", QUEUE)
+    cluster.listed("RUNNING", job_id="42")
+    assert tracker.submit(again(cluster)).job_id == "42"
+    assert len(cluster.programs.calls("sbatch")) == 1
+
+
+def test_submit_after_an_earlier_one_that_was_not_taken_fences_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = lost_intent(cluster)
+    monkeypatch.setattr(jobs_module, "LATE_SUBMIT_S", 0.0)
+    cluster.programs.add("squeue", QUEUE)
+    assert tracker.submit(again(cluster)).job_id == "43"
+    assert cluster.run.fence(cluster.planned.token).exists()
+    assert tracker.open_intents == ()
+
+
+def test_found_job_that_was_replaced_meanwhile_is_fenced_and_cancelled(cluster: Cluster) -> None:
+    tracker = cluster.tracker()
+    tracker.intend(cluster.planned, time.time())
+    living = tracker.adopt(again(cluster), "43", time.time())
+    cluster.listed("RUNNING", job_id="42")
+    tracker.adopt_intended()
+    assert tracker["vllm"] is living
+    assert cluster.programs.calls("scancel") == ["42"]
+    assert cluster.run.fence(cluster.planned.token).exists()
+
+
+def test_submit_in_the_place_of_a_job_that_left_processes_ends_those(cluster: Cluster) -> None:
+    tracker, first = submitted(cluster)
+    first.state = JobState.RUNNING
+    tracker.submit(again(cluster))
+    assert cluster.programs.calls("scancel") == ["42"]
+
+
+def test_signal_during_a_submission_that_fails_is_not_lost(cluster: Cluster, interrupts: Interrupts) -> None:
+    cluster.programs.add("sbatch", "kill -INT $PPID; sleep 0.1; echo 'Invalid account' >&2; exit 1")
+    with pytest.raises(KeyboardInterrupt):
+        cluster.tracker(interrupts.held).submit(cluster.planned)
+
+
 def test_submit_that_was_not_taken_is_fenced_as_a_hung_controller_may_take_it_later(cluster: Cluster) -> None:
     cluster.programs.add("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
     with pytest.raises(SubmitError):
