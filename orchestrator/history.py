@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.atomic import read_json, write_json
 from orchestrator.compose import saved_plan, saved_recipe
-from orchestrator.errors import OrchError, RunNotFoundError, StorageError
+from orchestrator.errors import OrchError, RunBusyError, RunNotFoundError, StorageError
 from orchestrator.hosts import open_hosts
 from orchestrator.jobs import JobTracker
-from orchestrator.lease import living_owner
+from orchestrator.lease import Lease, living_owner
 from orchestrator.ledger import Ledger
 from orchestrator.plan import PlannedJob
 from orchestrator.report import write_report
@@ -132,6 +134,30 @@ def stop_run(run: RunDir) -> list[str]:
     deadline = time.monotonic() + STOP_PATIENCE_S
     while is_orchestrated(run) and time.monotonic() < deadline:
         time.sleep(0.5)
+    with _kept_from_others(run):
+        return _end_jobs(run, names)
+
+
+@contextmanager
+def _kept_from_others(run: RunDir) -> Iterator[None]:
+    """Let no ``resume`` begin meanwhile; an orchestrator that hangs keeps nobody from ending its jobs."""
+    lease = Lease(run.lease)
+    try:
+        lease.lock()
+    except (RunBusyError, StorageError) as error:
+        log.warning("%s", error)
+    try:
+        yield
+    finally:
+        lease.unlock()
+
+
+def _end_jobs(run: RunDir, names: list[str]) -> list[str]:
+    """End every job that still lives, and record it; return ``names`` with those that were found on the way.
+
+    Raises:
+        OrchError: some jobs have not ended.
+    """
     has_ended_itself = run_state(run).state not in {"running", "left"}
     recipe = saved_recipe(run)
     hosts = open_hosts(recipe, run, only_looks=True)

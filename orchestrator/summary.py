@@ -127,6 +127,9 @@ def headline(summary: dict[str, Any]) -> list[str]:
             f"Benchmark  {benchmark.get('successful')}/{benchmark.get('total_queries')} requests, "
             f"{_number(metrics.get('output_tokens_per_s'), '.1f')} output tokens/s"
         )
+        if benchmark.get("valid") is False:
+            reasons = "; ".join(str(reason) for reason in benchmark.get("invalid_reasons") or []) or "no reason given"
+            lines.append(f"           NOT VALID for publication: {reasons}")
         ttft, itl = metrics.get("ttft_s") or {}, metrics.get("itl_s") or {}
         lines.append(
             f"           TTFT p50 {_ms(ttft.get('p50'))} p99 {_ms(ttft.get('p99'))}, "

@@ -229,3 +229,15 @@ def test_stop_while_the_scheduler_is_silent_does_not_claim_success(
 
 def test_state_of_a_run_is_a_value(past: PastRun) -> None:
     assert dataclasses.asdict(run_state(past.run))["finished_at"] is None
+
+
+def test_stop_keeps_resume_away_while_it_ends_jobs(past: PastRun) -> None:
+    token = past.submitted("vllm", "41")
+    past.queue.write_text(f"41|RUNNING|n1|None|{token}\n")
+    lock = past.run.lease.with_suffix(".lock")
+    past.programs.add("scancel", f"flock -n {lock} true || echo held >>{past.run.root}/lock; rm -f {past.queue}")
+    past.ended("vllm", state="running")
+    past.programs.add("squeue", f"cat {past.queue} 2>/dev/null || echo '41|CANCELLED|n1|None|{token}'")
+    stop_run(past.run)
+    assert (past.run.root / "lock").read_text() == "held\n"
+    Lease(past.run.lease).take()

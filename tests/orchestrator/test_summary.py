@@ -47,6 +47,13 @@ def test_summary_of_a_run_that_served_nothing_says_so() -> None:
     assert (summary["served"], summary["jobs"], summary["duration_s"]) == (None, [], 0.0)
 
 
+def test_headline_of_a_benchmark_that_is_not_valid_says_why() -> None:
+    figures = {"successful": 1, "total_queries": 9, "metrics": {"output_tokens_per_s": 2.0}, "valid": False}
+    lines = headline({"stages": {"benchmark": {**figures, "invalid_reasons": ["8 of 9 requests failed"]}}})
+    assert "           NOT VALID for publication: 8 of 9 requests failed" in lines
+    assert not any("NOT VALID" in line for line in headline({"stages": {"benchmark": {**figures, "valid": True}}}))
+
+
 def test_headline_has_the_main_figures() -> None:
     lines = headline(
         {

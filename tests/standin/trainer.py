@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
     """Write metrics.jsonl and results.json as the trainer does (docs/run-directory.md)."""
     options = {word[2:].partition("=")[0]: word.partition("=")[2] for word in pairs(argv)}
     folder, job_id = Path(options["output_dir"]), options["job_id"]
+    folder.mkdir(parents=True, exist_ok=True)
     time.sleep(float(os.environ.get("STANDIN_TRAINING_S", "0.2")))
     rate = float(options.get("learning_rate", "0.05"))
     accuracy = max(0.0, 1.0 - abs(math.log10(rate / 0.05)) / 2)
