@@ -7,6 +7,7 @@ import json
 import platform
 import secrets
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,6 +218,12 @@ def reopen(run: RunDir, parts: Parts) -> Composed:
         UserError: what it needs is no longer on this machine.
     """
     recipe, plan = saved_recipe(run), saved_plan(run)
+    began_on = (recipe.provenance or {}).get("host")
+    if plan.scheduler == "local" and began_on not in {None, socket.gethostname()}:
+        raise UserError(
+            f"the jobs of {run.root.name} are processes of {began_on}, and this is {socket.gethostname()}.\n"
+            "Resume it there."
+        )
     hosts = open_hosts(recipe, run)
     contexts = _contexts(recipe, hosts, run, plan.run_id, plan.cache)
     for host in hosts:
@@ -303,6 +310,7 @@ def _provenance(recipe: Recipe, run_id: str) -> dict[str, Any]:
     installed = {name: version for name in _RECORDED_PACKAGES if (version := _version_of(name))}
     return {
         "run_id": run_id,
+        "host": socket.gethostname(),
         "orch_version": __version__,
         "python": platform.python_version(),
         "packages": installed,

@@ -355,3 +355,14 @@ def test_resume_that_cannot_know_what_became_of_a_job_touches_nothing(cli: Comma
     assert not (run_dir / "summary.json").exists()
     assert [event["event"] for event in ledger.events()][-1] == "orchestrator_left"
     assert json.loads((run_dir / "lease.json").read_text())["owner"] is None
+
+
+def test_resume_of_a_local_run_on_another_machine_is_refused(cli: CommandLine) -> None:
+    plan = cli.dry_run(REFERENCE, "--set", "job.scheduler.kind=local", "--set", "job.infrastructure.mem_gb=1")
+    recipe = Path(plan["run_dir"]) / "recipe.json"
+    document = json.loads(recipe.read_text())
+    document["provenance"]["host"] = "elsewhere"
+    recipe.write_text(json.dumps(document))
+    done = cli.run("resume", Path(plan["run_dir"]).name, "--output-dir", cli.output)
+    assert done.returncode == 2
+    assert "are processes of elsewhere, and this is" in done.stderr
