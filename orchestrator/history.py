@@ -82,14 +82,18 @@ def is_orchestrated(run: RunDir) -> bool:
     return living_owner(run.lease) is not None
 
 
-def tracker_of(run: RunDir) -> JobTracker:
-    """Return a tracker that only looks, with every job that the ledger of ``run`` tells of; nothing is asked yet.
+def tracker_of(run: RunDir, ledger: Ledger | None = None) -> JobTracker:
+    """Return a tracker with every job that the ledger of ``run`` tells of; nothing is asked yet.
+
+    Args:
+        run: The run.
+        ledger: Where what happens is recorded; None for a tracker that only looks.
 
     Raises:
         RunNotFoundError: the run's files cannot be read.
     """
     recipe = saved_recipe(run)
-    tracker = JobTracker(run, None, open_hosts(recipe, run, only_looks=True), recipe.job.polling)
+    tracker = JobTracker(run, ledger, open_hosts(recipe, run, only_looks=True), recipe.job.polling)
     replay(run, tracker)
     return tracker
 
@@ -159,10 +163,7 @@ def _end_jobs(run: RunDir, names: list[str]) -> list[str]:
         OrchError: some jobs have not ended.
     """
     has_ended_itself = run_state(run).state not in {"running", "left"}
-    recipe = saved_recipe(run)
-    hosts = open_hosts(recipe, run, only_looks=True)
-    tracker = JobTracker(run, Ledger(run.events), hosts, recipe.job.polling)
-    replay(run, tracker)
+    tracker = tracker_of(run, Ledger(run.events))
     tracker.adopt_intended()
     tracker.poll()
     names += [job.name for job in tracker.jobs if job.must_be_ended and job.name not in names]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from orchestrator.recipe.sections import LocalSchedulerSpec
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import Scheduler, make_scheduler
 from orchestrator.transports import FileContent, LocalTransport, TransferOptions, Transport
-from orchestrator.transports.ways import way_to
+from orchestrator.transports.ways import can_ask, way_to
 
 PROJECT = Path(__file__).resolve().parent.parent
 CLOCK_EVERY_S = 300.0
@@ -142,7 +141,7 @@ class RemoteHost:
         return self.run.root / path.relative_to(self._home.root)
 
     def prepare(self) -> None:
-        self.transport.open(interactive=sys.stdin is not None and sys.stdin.isatty())
+        self.transport.open(interactive=can_ask())
         folders = [str(self.there(folder)) for folder in self._home.folders()]
         # Folders above the run's own are private as well.
         argv = ["sh", "-c", 'umask 077; mkdir -p -- "$@"', "sh", *folders]

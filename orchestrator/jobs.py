@@ -57,6 +57,10 @@ class _View:
         """Return the answer of one of the scheduler's commands."""
         return self.host.transport.run(argv, self.scheduler.command_timeout_s)
 
+    def cancel(self, *job_ids: str) -> Answer:
+        """Ask for the end of jobs, by id, and return the answer."""
+        return self.ask(self.scheduler.cancel_argv(job_ids))
+
     def query(self) -> dict[str, Seen] | None:
         """Return what the scheduler says of all jobs, or None if it does not answer properly."""
         return self.scheduler.parse_status(self.ask(self.scheduler.status_argv()))
@@ -206,8 +210,7 @@ class JobTracker:
         if there is not None and not there.state.is_final and there.planned.token != planned.token:
             self._fence(planned)
             self.forget(planned.token)
-            view = self._views[planned.host]
-            view.ask(view.scheduler.cancel_argv([job_id]))
+            self._views[planned.host].cancel(job_id)
             self._note("job_abandoned", job=planned.name, token=planned.token, job_id=job_id)
             return
         self.adopt(planned, job_id, intent.at)
@@ -230,7 +233,7 @@ class JobTracker:
             # What was lost may live on somewhere; it must not go on beside the new one.
             self._fence(self._jobs[planned.name].planned)
             if self._jobs[planned.name].must_be_ended:
-                view.ask(view.scheduler.cancel_argv([self._jobs[planned.name].job_id]))
+                view.cancel(self._jobs[planned.name].job_id)
         view.host.deliver(planned.config, planned.script)
         if planned.token not in self._intended:
             scheduler = view.scheduler.kind
@@ -409,7 +412,7 @@ class JobTracker:
         except (StorageError, TransportError) as error:
             log.warning("%s", error)
         # Not as this run's cancellation of the job: what it has done counts.
-        view.ask(view.scheduler.cancel_argv([job.job_id]))
+        view.cancel(job.job_id)
 
     def forget_ended(self, job: TrackedJob) -> None:
         """Look at a job no more; it is still among all jobs."""
@@ -460,11 +463,12 @@ class JobTracker:
             ids = [job.job_id for job in chosen if job.planned.host == view.host.name]
             if not ids:
                 continue
-            argv = view.scheduler.cancel_argv(ids)
-            answer = view.ask(argv)
+            answer = view.cancel(*ids)
             view.next_query = 0.0
             if not view.scheduler.has_cancelled(answer):
-                failed = CommandError(argv, answer.returncode, answer.stderr, "the scheduler did not cancel the jobs")
+                failed = CommandError(
+                    answer.argv, answer.returncode, answer.stderr, "the scheduler did not cancel the jobs"
+                )
         if failed is not None:
             raise failed
 

@@ -21,7 +21,7 @@ from orchestrator.schedulers import PartitionFacts, Scheduler, find_scheduler, m
 from orchestrator.site import Site
 from orchestrator.transports import Transport
 from orchestrator.transports.ssh_spec import SshSpec
-from orchestrator.transports.ways import way_to
+from orchestrator.transports.ways import can_ask, way_to
 
 ROLES = ("server", "client", "monitoring", "trial")
 CLIENTS_PER_PROCESS = 64
@@ -174,7 +174,7 @@ def _there(name: str, recipe: Recipe, specs: Mapping[str, HostSpec], connect: Co
         raise RecipeError("recipe", [Problem("job.host", f"'{name}' is no known host", known)])
     spec = specs[name]
     transport = connect(spec.ssh)
-    transport.open(interactive=sys.stdin is not None and sys.stdin.isatty())
+    transport.open(interactive=can_ask())
     chosen = spec.scheduler or find_scheduler_there(name, transport, notes)
     if isinstance(chosen, LocalSchedulerSpec):
         raise RecipeError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,7 @@ from orchestrator.interrupts import TerminatedError
 from orchestrator.sitecheck import batch, job, machine, node, software
 from orchestrator.sitecheck.findings import Check, Finding, Step, not_applicable, not_tried, ok, try_checks, warning
 from orchestrator.sitecheck.visit import Visit
+from orchestrator.transports.ways import can_ask
 
 TIDY_ATTEMPTS = 5
 TIDY_PAUSE_S = 1.0
@@ -21,7 +21,7 @@ TIDY_PAUSE_S = 1.0
 def checks_of(visit: Visit) -> list[Check]:
     """Return the steps for one place, in their order."""
     nonce = token_hex(8)
-    interactive = sys.stdin is not None and sys.stdin.isatty()
+    interactive = can_ask()
 
     def step(name: str, look: Callable[[Visit], Finding], *needs: str) -> Check:
         return Check(name, partial(look, visit), needs)

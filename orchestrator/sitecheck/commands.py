@@ -30,7 +30,7 @@ from orchestrator.sitecheck.survey import survey
 from orchestrator.sitecheck.visit import Options, Visit
 from orchestrator.transports import LocalTransport, Transport
 from orchestrator.transports.ssh_spec import SshSpec
-from orchestrator.transports.ways import way_to
+from orchestrator.transports.ways import can_ask, way_to
 
 COMMANDS = ("check", "site")
 EPILOG = """\
@@ -191,7 +191,7 @@ def init_site(arguments: argparse.Namespace) -> int:
     transport: Transport = LocalTransport() if ssh is None else way_to(ssh)
     with _spinner() as spinner:
         spinner.update("asking the scheduler")
-        transport.open(interactive=sys.stdin is not None and sys.stdin.isatty())
+        transport.open(interactive=can_ask())
         found = survey(transport, is_here=ssh is None)
     text = site_text(found, ssh)
     if is_printed:

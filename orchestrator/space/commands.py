@@ -30,6 +30,7 @@ from orchestrator.space.verdict import Fate, Queues, judge_run
 from orchestrator.space.views import item_json, show_items, show_usage, usage_json
 from orchestrator.space.wording import age_argument, size_text
 from orchestrator.transports import LocalTransport, TransferOptions
+from orchestrator.transports.ways import can_ask
 
 COMMANDS = ("sync", "fetch", "du", "clean", "archive")
 EPILOG = """\
@@ -148,7 +149,7 @@ def _sync(arguments: argparse.Namespace) -> int:
 
 def _fetch(arguments: argparse.Namespace, run: RunDir) -> int:
     kinds = FETCHED if arguments.only == "all" else (arguments.only,)
-    brought = fetch(run, kinds, _options(arguments), _tell, sys.stdin is not None and sys.stdin.isatty())
+    brought = fetch(run, kinds, _options(arguments), _tell, can_ask())
     if not brought:
         _tell("Nothing of this run lies on another machine.")
     _tell_copies(brought, arguments)
@@ -252,7 +253,7 @@ def _agrees(arguments: argparse.Namespace) -> bool:
     Raises:
         UserError: there is none to ask on.
     """
-    if arguments.json or sys.stdin is None or not sys.stdin.isatty():
+    if arguments.json or not can_ask():
         raise UserError("clean: there is no terminal to ask on.\nLook with --dry-run, then say --yes.")
     sys.stderr.write("Delete them? [y/N] ")
     sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from orchestrator.resolve import base_dir_there, find_scheduler_there
 from orchestrator.schedulers import Scheduler, make_scheduler
 from orchestrator.site import load_site
 from orchestrator.transports import Transport
-from orchestrator.transports.ways import way_to
+from orchestrator.transports.ways import can_ask, way_to
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def open_place(name: str, site_file: Path | None) -> Place:
         raise UserError(f"'{name}' is no host of the site file ({source}).\nKnown hosts: {known}.")
     spec = site.hosts[name]
     transport = way_to(spec.ssh)
-    transport.open(interactive=sys.stdin is not None and sys.stdin.isatty())
+    transport.open(interactive=can_ask())
     scheduler = make_scheduler(spec.scheduler or find_scheduler_there(name, transport, []))
     base = base_dir_there(name, spec, transport)
     return Place(name, transport, scheduler, base, spec.cache_dir or f"{base}/cache")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from orchestrator.transports.base import Transport
 from orchestrator.transports.ssh import SshTransport
 from orchestrator.transports.ssh_spec import SshSpec
@@ -12,6 +14,11 @@ _ways: dict[str, SshTransport] = {}
 def way_to(spec: SshSpec) -> Transport:
     """Return the way to a machine; the same for the same description."""
     return _ways.setdefault(spec.model_dump_json(), SshTransport(spec))
+
+
+def can_ask() -> bool:
+    """Return whether somebody is there to type a password or a second factor."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def close_ways() -> None:

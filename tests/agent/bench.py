@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ class Bench:
         self.endpoint: Endpoint | Exception = LookupError("no server")
         self.on_wait: Callable[[], None] = lambda: None
         self.most_at_once = 0
+        self._planned: Counter[str] = Counter()
         self.restart()
 
     def restart(self) -> None:
@@ -178,7 +180,9 @@ class Bench:
         return self.endpoint
 
     def plan_job(self, draft: JobDraft) -> PlannedJob:
-        return plan_job(draft, self.plan, self.scheduler, RUN_ID)
+        # As in a run, no token is used twice, whatever a restarted orchestrator remembers.
+        self._planned[draft.name] += 1
+        return plan_job(draft, self.plan, self.scheduler, RUN_ID, self._planned[draft.name])
 
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
