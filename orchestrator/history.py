@@ -23,6 +23,9 @@ from orchestrator.summary import Outcome, summarise
 
 log = logging.getLogger(__name__)
 STOP_PATIENCE_S = 120.0
+_JOB_EVENTS = (
+    "job_intent", "job_submitted", "job_refused", "job_abandoned", "job_handed_over", "successor_dropped", "cancel",
+)  # fmt: skip
 _LIFE_EVENTS = ("run_started", "run_resumed", "run_finished", "orchestrator_left", "run_stopped")
 
 
@@ -104,19 +107,23 @@ def replay(run: RunDir, tracker: JobTracker) -> None:
     Raises:
         RunNotFoundError: scripts of the run cannot be read.
     """
-    intents: dict[str, PlannedJob] = {}
-    for event in Ledger(run.events).events("job_intent", "job_submitted", "job_refused", "job_abandoned", "cancel"):
-        if event["event"] == "cancel":
-            tracker.mark_cancelled(event["tokens"])
-            continue
-        token = event["token"]
-        if event["event"] == "job_intent":
-            intents[token] = _planned(run, event["planned"])
-            tracker.intend(intents[token], event["at"])
-        elif event["event"] == "job_submitted" and token in intents:
-            tracker.adopt(intents.pop(token), event["job_id"], event["at"])
-        else:
-            tracker.forget(token)
+    for event in Ledger(run.events).events(*_JOB_EVENTS):
+        match event["event"]:
+            case "cancel":
+                tracker.mark_cancelled(event["tokens"])
+            case "job_intent":
+                is_successor = event.get("is_successor", False)
+                tracker.intend(_planned(run, event["planned"]), event["at"], is_successor)
+            case "job_submitted":
+                planned = tracker.intended(event["token"])
+                if planned is not None:
+                    tracker.adopt(planned, event["job_id"], event["at"])
+            case "job_handed_over":
+                tracker.hand_over(event["job"])
+            case "successor_dropped":
+                tracker.drop_successor(event["job"])
+            case _:
+                tracker.forget(event["token"])
 
 
 def stop_run(run: RunDir) -> list[str]:

@@ -139,16 +139,20 @@ class Bench:
         self.metrics, self.progress = RecordingMetrics(), RecordingProgress()
         self.endpoint: Endpoint | Exception = LookupError("no server")
         self.on_wait: Callable[[], None] = lambda: None
+        self.guard: Callable[[PlannedJob], None] = lambda _: None
         self.most_at_once = 0
         self._planned: Counter[str] = Counter()
         self.restart()
+
+    def _check(self, planned: PlannedJob) -> None:
+        self.guard(planned)
 
     def restart(self) -> None:
         """Begin anew, as a second orchestrator would: nothing in memory."""
         ledger, polling = Ledger(self.run.events), self.recipe.job.polling
         self.scheduler = LocalScheduler()
         hosts = Hosts([ThisMachine(self.scheduler, LocalTransport(), self.run)])
-        self.jobs = JobTracker(self.run, ledger, hosts, polling)
+        self.jobs = JobTracker(self.run, ledger, hosts, polling, guard=self._check)
         self.context = StageContext(
             recipe=self.recipe,
             run=self.run,

@@ -566,7 +566,7 @@ def cap_of(bench: Bench, is_over: Callable[[PlannedJob, int], bool], may_fit_lat
             spending = Spending(spent=0.0 if may_fit_later else 9.0, services=0.0, tasks=1.0)
             raise GpuCapError(planned.name, spending, 0.5, 1.0)
 
-    bench.jobs._guard = guard
+    bench.guard = guard
     return refused
 
 

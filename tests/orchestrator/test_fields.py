@@ -106,7 +106,7 @@ ENGINE_FIELDS: dict[str, dict[str, Any]] = {
 }
 # Fields that act when the plan is made already, with the file and the words that read them.
 ELSEWHERE: dict[str, tuple[str, str]] = {
-    "job.scheduler.command_timeout_s": ("orchestrator/jobs.py", "command_timeout_s"),
+    "job.scheduler.command_timeout_s": ("orchestrator/host_view.py", "command_timeout_s"),
     "job.polling.scheduler_s": ("orchestrator/jobs.py", "polling.scheduler_s"),
     "job.polling.records_s": ("orchestrator/jobs.py", "polling.records_s"),
     "job.polling.metrics_s": ("agent", "polling.metrics_s"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator import jobs as jobs_module
+from orchestrator import submission as submission_module
 from orchestrator.atomic import write_json
 from orchestrator.errors import CannotStartError, CommandError, JobFailedError, SubmitError
 from orchestrator.interrupts import Interrupts, TerminatedError
@@ -39,10 +40,11 @@ class Cluster:
         self.programs.add("squeue", QUEUE)
         self.programs.add("scancel", "")
 
-    def tracker(self, held: Any = nullcontext, timeout_s: float = 20.0) -> JobTracker:
+    def tracker(self, held: Any = nullcontext, timeout_s: float = 20.0, **polling_s: float) -> JobTracker:
         """Return a tracker that looks at the queue with every poll."""
         scheduler = slurm_scheduler(command_timeout_s=timeout_s)
-        polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, metrics_s=1.0, submits_per_s=1000.0)
+        pace: dict[str, Any] = {"scheduler_s": 0.0, "records_s": 0.01, "metrics_s": 1.0, "submits_per_s": 1000.0}
+        polling = Polling.model_construct(**{**pace, **polling_s})
         return JobTracker(self.run, self.ledger, hosts_here(scheduler, self.run), polling, held)
 
     def queue(self, *lines: str) -> None:
@@ -72,7 +74,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """Return a cluster whose programs are on PATH; a lost answer is looked up without long waits."""
     made = Cluster(tmp_path)
     monkeypatch.setenv("PATH", made.programs.path)
-    monkeypatch.setattr(jobs_module, "LOOKUP_WAITS_S", (0.01, 0.05))
+    monkeypatch.setattr(submission_module, "LOOKUP_WAITS_S", (0.01, 0.05))
     return made
 
 
@@ -88,9 +90,9 @@ def interrupts() -> Iterator[Interrupts]:
         signal.signal(number, handler)
 
 
-def submitted(cluster: Cluster, timeout_s: float = 20.0) -> tuple[JobTracker, TrackedJob]:
+def submitted(cluster: Cluster, timeout_s: float = 20.0, **polling_s: float) -> tuple[JobTracker, TrackedJob]:
     """Return a tracker and its one job."""
-    tracker = cluster.tracker(timeout_s=timeout_s)
+    tracker = cluster.tracker(timeout_s=timeout_s, **polling_s)
     return tracker, tracker.submit(cluster.planned)
 
 
@@ -282,8 +284,7 @@ def test_poll_of_a_completed_task_leaves_its_job_alone_where_it_is_not_queued_ag
 
 
 def test_poll_asks_the_scheduler_no_more_often_for_tasks_that_say_that_they_are_done(cluster: Cluster) -> None:
-    tracker = cluster.tracker()
-    tracker._polling = Polling.model_construct(scheduler_s=3600.0, records_s=0.0, submits_per_s=1000.0)
+    tracker = cluster.tracker(scheduler_s=3600.0, records_s=0.0)
     for number in range(5):
         token = f"{cluster.planned.token}-{number}"
         planned = PlannedJob(**{**vars(cluster.planned), "name": f"t{number}", "token": token, "kind": "task"})
@@ -307,8 +308,7 @@ def test_poll_of_a_job_out_of_time_gives_slurms_reason_not_the_signal(cluster: C
 
 
 def test_poll_of_a_short_job_does_not_trust_an_answer_from_before_its_end(cluster: Cluster) -> None:
-    tracker, job = submitted(cluster)
-    tracker._polling = Polling.model_construct(scheduler_s=3600.0, records_s=0.01, metrics_s=1.0, submits_per_s=1000.0)
+    tracker, job = submitted(cluster, scheduler_s=3600.0)
     cluster.listed("PENDING", "Priority")
     tracker.poll()
     cluster.listed("COMPLETED")
@@ -482,7 +482,7 @@ def test_submit_after_an_earlier_one_that_was_not_taken_fences_it(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = lost_intent(cluster)
-    monkeypatch.setattr(jobs_module, "LATE_SUBMIT_S", 0.0)
+    monkeypatch.setattr(submission_module, "LATE_SUBMIT_S", 0.0)
     cluster.programs.add("squeue", QUEUE)
     assert tracker.submit(again(cluster)).job_id == "43"
     assert cluster.run.fence(cluster.planned.token).exists()
@@ -595,8 +595,7 @@ def test_poll_looks_at_no_job_that_has_ended(cluster: Cluster, monkeypatch: pyte
 
 
 def test_submissions_keep_their_pace(cluster: Cluster) -> None:
-    tracker = cluster.tracker()
-    tracker._polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, submits_per_s=5.0)
+    tracker = cluster.tracker(submits_per_s=5.0)
     began = time.monotonic()
     for number in range(4):
         planned = PlannedJob(**{**vars(cluster.planned), "name": f"t{number}", "token": f"token-{number}"})
