@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,6 +204,23 @@ class TransferError(TransportError):
     """Files could not be copied; carries the words of both ends."""
 
 
+class LeaseNotLiftedError(OrchError):
+    """Services that were to be kept will end, as their hosts could not be told.
+
+    Attributes:
+        ends: When the services of each host end, by its name, in seconds since the epoch; None if it was never told.
+    """
+
+    def __init__(self, ends: Mapping[str, float | None], tried_s: float) -> None:
+        self.ends = dict(ends)
+        clock = {name: time.strftime("%H:%M", time.localtime(at)) if at else "" for name, at in ends.items()}
+        words = [f"on {name} {f'at {at}' if at else 'within 15 minutes'}" for name, at in clock.items()]
+        super().__init__(
+            f"services are not kept: no connection within {tried_s:.0f} s to lift their lease.\n"
+            f"They will end when it runs out: {', '.join(words)}. `orch.py resume RUN --keep` tries again until then."
+        )
+
+
 class JobFailedError(OrchError):
     """A job of the run ended when it should have lived.
 
@@ -236,3 +254,7 @@ class StageError(OrchError):
 
 class ServiceAnswerError(OrchError):
     """A service of the run gave an answer that cannot be used."""
+
+
+class StopRequestedError(OrchError):
+    """``orch.py stop`` asked this run to end."""

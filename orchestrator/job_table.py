@@ -97,6 +97,11 @@ class JobTable:
         return (*self._successors.values(), *self._predecessors.values())
 
     @property
+    def predecessors(self) -> tuple[TrackedJob, ...]:
+        """Jobs that gave their place up and have not ended."""
+        return tuple(self._predecessors.values())
+
+    @property
     def open(self) -> tuple[TrackedJob, ...]:
         """Jobs that are not known to have ended."""
         return tuple(self._open.values())

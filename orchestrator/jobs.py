@@ -120,6 +120,12 @@ class JobTracker:
     def drop_successor(self, name: str) -> None:
         """Forget a successor that has ended before it could take over."""
         self._table.drop_successor(name)
+        self._journal.note("successor_dropped", job=name)
+
+    @property
+    def predecessors(self) -> tuple[TrackedJob, ...]:
+        """Jobs that handed over to their successors and have not ended."""
+        return self._table.predecessors
 
     def poll(self) -> None:
         """Look at the records of all jobs that have not ended, and at each scheduler when that is due."""
@@ -240,6 +246,8 @@ class JobTracker:
             JobFailedError: with the last lines of its log.
         """
         for job in self.services if jobs is None else jobs:
+            if self._table.successor(job.name) is not None:
+                continue
             if job.planned.kind == "service" and job.planned.is_essential and job.state.is_final and not job.cancelled:
                 raise self.failure(job)
 

@@ -22,10 +22,8 @@ from urllib.parse import urlsplit
 import requests
 
 from orchestrator.errors import NotHereError
-from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.guard import Notice, Occasion
-from orchestrator.schedulers import JobState
-from orchestrator.tracked import TrackedJob
+from orchestrator.tracked import TrackedJob, ends_at
 
 WEBHOOK_WAITS_S = (1.0, 4.0)
 _TOO_BUSY = 429
@@ -119,7 +117,7 @@ class Notifier:
         ends = {
             f"{job.name} {job.record.attempt}": (job.name, end)
             for job in jobs
-            if (end := self._end_of(job)) and job.record
+            if (end := ends_at(job, self._limits_s)) and job.record
         }
         if self._own_end_at is not None:
             ends["orchestrator"] = ("the orchestrator's own batch job", self._own_end_at)
@@ -138,13 +136,6 @@ class Notifier:
             thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads.values()):
             log.warning("notify: not everybody was told within %.0f s", timeout_s)
-
-    def _end_of(self, job: TrackedJob) -> float | None:
-        resources = job.planned.resources
-        limit_s = time_limit_s(resources.time) if resources.time else self._limits_s.get(job.planned.role)
-        if job.planned.kind != "service" or job.state != JobState.RUNNING or job.record is None or limit_s is None:
-            return None
-        return job.record.started_at + limit_s
 
     def _event(self, occasion: Occasion, state: str, text: str, details: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Formatter
 from typing import TypeVar
 
+from orchestrator.chaining import lead_problems
 from orchestrator.errors import Problem, RecipeError, TransportError, UserError
 from orchestrator.recipe.document import Recipe
 from orchestrator.recipe.engines import PACKAGE_PREFIX, OllamaEngine, VllmEngine, find_engine
@@ -17,7 +18,13 @@ from orchestrator.recipe.guard import Notice
 from orchestrator.recipe.hosts import HERE, Centre, HostSpec
 from orchestrator.recipe.infrastructure import Environment, Infrastructure, Resources, RoleResources
 from orchestrator.recipe.sections import LocalSchedulerSpec, PbsSchedulerSpec, SchedulerSpec, SlurmSchedulerSpec
-from orchestrator.schedulers import PartitionFacts, Scheduler, find_scheduler, make_scheduler
+from orchestrator.schedulers import (
+    PartitionFacts,
+    Scheduler,
+    find_scheduler,
+    make_scheduler,
+    make_scheduler_there,
+)
 from orchestrator.site import Site
 from orchestrator.transports import Transport
 from orchestrator.transports.ssh_spec import SshSpec
@@ -26,6 +33,7 @@ from orchestrator.transports.ways import can_ask, way_to
 ROLES = ("server", "client", "monitoring", "trial")
 CLIENTS_PER_PROCESS = 64
 MAX_LOAD_PROCESSES = 8
+PATH_AT_LOGIN = "Set ssh.reads_profile: true if the site puts them there at login only."
 ValueT = TypeVar("ValueT")
 
 
@@ -123,6 +131,12 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
             "hpo": _absolute_data(recipe, base_dir) if hosts["trial"] == HERE else recipe.job.hpo,
         }
     )
+    lead = job.infrastructure.successor_lead
+    problems = lead_problems(lead, resources["server"], server.spec.kind)
+    if problems:
+        raise RecipeError("recipe", problems)
+    if lead is not None and server.spec.kind == "local":
+        notes.append("server: not applicable on local: successor_lead")
     _check_combinations(chosen.name, chosen.working_dirs.launch_iteration_pattern, chosen.working_dirs.job_pattern)
     return Resolved(recipe.model_copy(update={"job": chosen}), here.scheduler, tuple(notes))
 
@@ -157,7 +171,7 @@ def _here(recipe: Recipe, site: Site, transport: Transport, notes: list[str]) ->
         spec, why = find_scheduler()
         notes.append(f"scheduler: {spec.kind}, because {why}")
     scheduler = make_scheduler(spec)
-    environment = _merge_environment(recipe.job.environment, site.environment, sys.executable)
+    environment = merge_environment(recipe.job.environment, site.environment, sys.executable)
     facts = _partition_facts(scheduler, site, transport)
     return _Place(HERE, site, spec, scheduler, facts, environment)
 
@@ -176,15 +190,15 @@ def _there(name: str, recipe: Recipe, specs: Mapping[str, HostSpec], connect: Co
     transport = connect(spec.ssh)
     transport.open(interactive=can_ask())
     chosen = spec.scheduler or find_scheduler_there(name, transport, notes)
-    if isinstance(chosen, LocalSchedulerSpec):
-        raise RecipeError(
-            "recipe",
-            [Problem(f"job.hosts.{name}.scheduler", "has neither sbatch nor qsub", "a host with a batch system")],
-        )
-    scheduler = make_scheduler(chosen)
-    environment = _merge_environment(spec.environment, recipe.job.environment, "python3")
-    facts = _partition_facts(scheduler, spec, transport)
+    if spec.scheduler is None and isinstance(chosen, LocalSchedulerSpec):
+        # A login node whose batch system is not on PATH must not be taken for a machine to compute on.
+        what = "is not given, and neither sbatch nor qsub is on PATH there"
+        remedy = f"A machine without a batch system has scheduler: {{kind: local}}. {PATH_AT_LOGIN}"
+        raise RecipeError("recipe", [Problem(f"job.hosts.{name}.scheduler", what, remedy=remedy)])
+    environment = merge_environment(spec.environment, recipe.job.environment, "python3")
     spec = spec.model_copy(update={"base_dir": base_dir_there(name, spec, transport)})
+    scheduler = make_scheduler_there(chosen, name, environment.supervisor_python, spec.base_dir)
+    facts = _partition_facts(scheduler, spec, transport)
     return _Place(name, spec, chosen, scheduler, facts, environment)
 
 
@@ -214,7 +228,8 @@ def find_scheduler_there(name: str, transport: Transport, notes: list[str]) -> S
     found = Path(answer.stdout.strip() or "none").name
     known: dict[str, SchedulerSpec] = {"sbatch": SlurmSchedulerSpec(), "qsub": PbsSchedulerSpec()}
     spec = known.get(found) or LocalSchedulerSpec()
-    notes.append(f"{name}: scheduler {spec.kind}, because {found} is on PATH there")
+    why = f"{found} is on PATH there" if found in known else "neither sbatch nor qsub is on PATH there"
+    notes.append(f"{name}: scheduler {spec.kind}, because {why}")
     return spec
 
 
@@ -328,7 +343,8 @@ def _resolve_engine(
     )
 
 
-def _merge_environment(own: Environment, site: Environment, python: str) -> Environment:
+def merge_environment(own: Environment, site: Environment, python: str) -> Environment:
+    """Return ``own`` with what it leaves open taken from ``site``, and then ``python``."""
     return own.model_copy(
         update={
             "python": own.python or site.python or python,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from typing import Any
 from orchestrator.atomic import make_private_dir, write_json
 from orchestrator.compose import Composed, Parts
 from orchestrator.errors import (
-    CommandError,
-    JobFailedError,
     LeaseLostError,
     NoConnectionError,
     OrchError,
     ServiceAnswerError,
     StageError,
+    StopRequestedError,
     StorageError,
 )
 from orchestrator.gpu_guard import GpuGuard
@@ -31,27 +29,17 @@ from orchestrator.ledger import Ledger
 from orchestrator.metrics import MetricsSink
 from orchestrator.notices import Notifier, RunFacts, own_end
 from orchestrator.progress import Progress
+from orchestrator.put_away import PuttingAway
+from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.hosts import HERE
-from orchestrator.records import Endpoint, read_endpoint
-from orchestrator.report import write_report
 from orchestrator.rundir import experiment_id_of
 from orchestrator.service import Role
 from orchestrator.stage import Stage, StageContext
-from orchestrator.summary import Outcome, finite, summarise
-from orchestrator.tracked import TrackedJob
-from orchestrator.truth import FRESH_S
+from orchestrator.succession import Succession
+from orchestrator.summary import Outcome, finite
+from orchestrator.watch import Watch
 
-END_TIMEOUT_S = 90.0
-CANCEL_AGAIN_S = 20.0
-TICK_S = 0.5
-# What notices of a run's end may take; a batch job out of time is killed half a minute after it was told to end.
-NOTICE_PATIENCE_S = 45.0
-LEAVING_PATIENCE_S = 8.0
 log = logging.getLogger(__name__)
-
-
-class StopRequestedError(OrchError):
-    """``orch.py stop`` asked this run to end."""
 
 
 class Run:
@@ -89,12 +77,22 @@ class Run:
         self._jobs = JobTracker(self._run, self._ledger, composed.hosts, polling, self._undisturbed, self._guard.check)
         self._metrics: MetricsSink = parts.make_metrics(self._run, composed.plan.run_id, composed.recipe)
         self._records_s = polling.records_s
-        self._told_dead: set[str] = set()
         self._lost = False
         self._past = past if past is not None and past.started_at is not None else None
         self.outcome = Outcome()
         if self._past is not None and self._past.started_at is not None:
             self.outcome.started_at, self.outcome.resumed = self._past.started_at, self._past.resumed + 1
+        lead = job.infrastructure.successor_lead
+        self._succession = Succession(
+            self._run, self._jobs, time_limit_s(lead) if lead else None, limits_s, composed.plan_service_again,
+            job.service.request_timeout_s, progress.say,
+        )  # fmt: skip
+        self._watch = Watch(
+            self._run, self._jobs, self._lease, composed.hosts, progress, self._notifier, self._succession
+        )
+        self._ending = PuttingAway(
+            composed, self.outcome, self._jobs, self._lease, self._metrics, self._guard, self._notifier, progress
+        )
 
     def execute(self) -> Outcome:
         """Run everything that is missing; return how it ended: an OrchError of the run itself is in the outcome.
@@ -107,9 +105,10 @@ class Run:
         try:
             with self._progress:
                 if self._is_left_behind() or not self._is_still_ours():
-                    return self._leave()
+                    self._ending.leave(self._lost)
+                    return self.outcome
                 self._interrupts.ignore()
-                self._put_away()
+                self._ending.put_away(self._keep)
         finally:
             self._give_back()
         return self.outcome
@@ -153,7 +152,7 @@ class Run:
                 self._prepare()
                 self._deploy()
                 self._stages()
-            outcome.monitoring = self._settled()
+            outcome.monitoring = self._ending.settled()
             outcome.state = "completed"
         except (TerminatedError, LeaseLostError, NoConnectionError) as error:
             self._lost = isinstance(error, LeaseLostError)
@@ -167,26 +166,15 @@ class Run:
             outcome.state, outcome.error, outcome.exit_code = "failed", str(error), error.exit_code
         except Exception as error:  # a defect of orch must not leave jobs behind
             log.exception("internal error")
-            self._add_defect(error)
+            self._ending.add_defect(error)
         return False
-
-    def _add_defect(self, error: Exception) -> None:
-        self._add_error(f"internal error: {error!r}; the traceback is in {self._run.orchestrator_log}")
-
-    def _add_error(self, text: str) -> None:
-        """Put a failure into the outcome; the first error is the one to show first."""
-        outcome = self.outcome
-        outcome.error = f"{outcome.error}\n{text}" if outcome.error else text
-        if outcome.state in {"running", "completed"}:
-            outcome.state = "failed"
-        outcome.exit_code = outcome.exit_code or 1
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """Hold signals back, and make sure that the run is ours: what follows is done once or not at all."""
         with self._interrupts.held():
             self._lease.verify()
-            self._renew_lease()
+            self._watch.renew_lease()
             yield
 
     def _begin(self) -> None:
@@ -229,6 +217,7 @@ class Run:
 
     def _deploy(self) -> None:
         planned = self._composed.plan.jobs
+        self._succession.settle()
         for job in planned:
             tracked = self._jobs.get(job.name)
             generation = self._jobs.next_generation(job.name)
@@ -239,17 +228,9 @@ class Run:
             else:
                 self._jobs.submit(self._composed.plan_service_again(job.name, generation))
         self._ledger.append("deployed", jobs=[job.name for job in planned])
-        while True:
-            self._watch()
-            waiting = [job for job in self._services() if not job.state.is_final and self._ready_endpoint(job) is None]
-            if not waiting:
-                break
-            time.sleep(min(self._records_s, TICK_S))
+        self._watch.wait_for_services(self._records_s)
         self._ledger.append("ready")
         self._notifier.tell("ready", "running", f"{self._composed.recipe.job.name}: all services are ready")
-
-    def _services(self) -> list[TrackedJob]:
-        return list(self._jobs.services)
 
     def _stages(self) -> None:
         recipe, plan = self._composed.recipe, self._composed.plan
@@ -263,10 +244,10 @@ class Run:
             metrics=self._metrics,
             progress=self._progress,
             ledger=self._ledger,
-            endpoint=self._endpoint,
+            endpoint=self._watch.endpoint,
             plan_job=lambda draft: self._composed.plan_job(draft, self._jobs.next_generation(draft.name)),
             fetch=self._fetch,
-            wait=self._wait,
+            wait=self._watch.wait,
         )
         for stage in self._composed.stages:
             if stage.name in self.outcome.stages:
@@ -283,7 +264,7 @@ class Run:
             figures["state"] = "completed"
             write_json(self._run.stage(stage.name), finite(figures))
         except (StageError, ServiceAnswerError) as error:
-            cause = self._cause_of(error)
+            cause = self._watch.cause_of(error)
             figures["error"] = str(cause)
             raise cause from error
         except OrchError as error:
@@ -295,180 +276,5 @@ class Run:
             except StorageError as error:
                 log.warning("%s", error)
 
-    def _cause_of(self, error: OrchError) -> OrchError:
-        """Return the death of a job where that is what a stage stumbled over, else the stage's own error.
-
-        A stage sees a dead server at once; that its job is dead is known only when its heartbeat has stopped.
-        """
-        deadline = time.monotonic() + FRESH_S + 2 * TICK_S
-        while time.monotonic() < deadline:
-            self._jobs.refresh()
-            try:
-                self._watch()
-            except JobFailedError as death:
-                return death
-            time.sleep(2 * TICK_S)
-        return error
-
     def _fetch(self, role: Role, path: Path, excludes: tuple[str, ...] = ()) -> None:
         self._composed.hosts[self._composed.contexts[role].host].fetch(path, excludes)
-
-    def _wait(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
-            self._watch()
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return
-            time.sleep(min(left, TICK_S))
-
-    def _watch(self) -> None:
-        """Look at everything once.
-
-        Raises:
-            JobFailedError: an essential service has ended.
-            CannotStartError: a job can never start.
-            StopRequestedError: ``orch.py stop`` asked for the end.
-            LeaseLostError: another orchestrator has taken the run over.
-        """
-        self._renew_lease()
-        self._jobs.poll()
-        self._show_jobs()
-        self._notifier.look(self._services())
-        self._jobs.raise_if_dead()
-        self._jobs.raise_if_stuck()
-        for job in self._services():
-            if job.state.is_final and job.name not in self._told_dead:
-                self._told_dead.add(job.name)
-                self._progress.say(f"{job.name} is left out from here on: {self._jobs.failure(job)}")
-        if self._run.stop_request.exists():
-            raise StopRequestedError("stopped by `orch.py stop`")
-
-    def _show_jobs(self) -> None:
-        self._progress.show_jobs(self._jobs.current, self._jobs.count)
-
-    def _renew_lease(self) -> None:
-        written = self._lease.renew()
-        if written is not None:
-            self._composed.hosts.write_lease(written)
-
-    def _ready_endpoint(self, job: TrackedJob) -> Endpoint | None:
-        """Return the endpoint of a ready job; an endpoint of another attempt is somebody else's."""
-        endpoint = read_endpoint(self._run, job.name) if job.is_ready else None
-        if endpoint is None or job.record is None or endpoint.attempt != job.record.attempt:
-            return None
-        return endpoint
-
-    def _endpoint(self, service: str) -> Endpoint:
-        endpoint = self._ready_endpoint(self._jobs[service]) if service in self._jobs else None
-        if endpoint is None:
-            raise ServiceAnswerError(f"the service '{service}' is not ready")
-        return endpoint
-
-    def _put_away(self) -> None:
-        """Collect and end everything; no failure of one step keeps the next from being done."""
-        outcome = self.outcome
-        if outcome.state == "interrupted":
-            self._progress.say("interrupted: ending this run's jobs")
-        if outcome.state == "failed":
-            self._attempt(self._settle_failed)
-        keep = self._keep and outcome.state == "completed"
-        if keep:
-            self._attempt(self._keep_services)
-        else:
-            self._attempt(self._clear_metrics)
-            self._attempt(self._tear_down)
-        outcome.finished_at = time.time()
-        # A run without summary has not finished: one that is killed in between is put away again by `resume`.
-        self._attempt(self._summarise)
-        self._attempt(lambda: self._ledger.append("run_finished", state=outcome.state, kept=keep))
-        self._tell_end(NOTICE_PATIENCE_S)
-
-    def _tell_end(self, patience_s: float) -> None:
-        """Tell whoever wants to know how the run ended, and wait that long for them to be told."""
-        state, error = self.outcome.state, (self.outcome.error or "").partition("\n")[0]
-        text = f"{self._composed.recipe.job.name}: {state}" + (f": {error}" if error else "")
-        self._notifier.tell("failed" if state in {"failed", "left"} else "finished", state, text)
-        self._notifier.close(patience_s)
-
-    def _attempt(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except OrchError as error:
-            self._add_error(str(error))
-        except Exception as error:  # what is left to be ended must be ended all the same
-            log.exception("internal error")
-            self._add_defect(error)
-
-    def _settle_failed(self) -> None:
-        self.outcome.monitoring = self._settled()
-
-    def _keep_services(self) -> None:
-        prometheus = read_endpoint(self._run, "prometheus")
-        self._composed.hosts.write_lease(self._lease.keep())
-        self.outcome.monitoring["prometheus_url"] = prometheus.url if prometheus else None
-
-    def _clear_metrics(self) -> None:
-        if self.outcome.monitoring.get("series"):
-            self._metrics.clear()
-
-    def _summarise(self) -> None:
-        composed = self._composed
-        self.outcome.gpu_hours = self._guard.figures()
-        summary = summarise(composed.recipe, composed.plan, self.outcome, self._jobs.jobs)
-        write_json(self._run.summary, summary)
-        write_report(self._run)
-
-    def _settled(self) -> dict[str, Any]:
-        """Return what Prometheus holds, once it has seen everything that was pushed."""
-        is_alive = all(name in self._jobs and self._jobs[name].is_ready for name in ("pushgateway", "prometheus"))
-        if not is_alive:
-            return {"seen": False, "why": "no Pushgateway and Prometheus ran at the end", "series": []}
-        self._progress.say("waiting for Prometheus to scrape the last values")
-        return self._metrics.settle()
-
-    def _tear_down(self) -> None:
-        """End exactly this run's jobs, by id.
-
-        Raises:
-            OrchError: some are left, or may be; says which and how to end them.
-        """
-        try:
-            self._jobs.adopt_intended()
-            self._jobs.refresh()
-            self._jobs.poll()
-        except OrchError as error:
-            # What is known is ended all the same.
-            log.warning("%s", error)
-        deadline = time.monotonic() + END_TIMEOUT_S
-        left = self._jobs.jobs
-        while left and time.monotonic() < deadline:
-            try:
-                self._jobs.cancel(left)
-            except CommandError as error:
-                log.warning("%s", error)
-            left = tuple(self._jobs.wait_for_end(CANCEL_AGAIN_S, self._show_jobs))
-        name = self._run.root.name
-        how = f"Look with `orch.py status {name}`, end them with `orch.py stop {name}`."
-        if left:
-            ids = " ".join(job.job_id for job in left)
-            raise OrchError(f"these jobs have not ended within {END_TIMEOUT_S:.0f} s of being cancelled: {ids}\n{how}")
-        if self._jobs.open_intents:
-            tokens = " ".join(self._jobs.open_intents)
-            raise OrchError(f"whether these jobs were submitted is not known, the scheduler is silent: {tokens}\n{how}")
-
-    def _leave(self) -> Outcome:
-        """End the orchestrator without ending its jobs."""
-        outcome, name = self.outcome, self._run.root.name
-        outcome.finished_at = time.time()
-        if not self._lost:
-            outcome.error = (
-                f"{outcome.error}: its jobs are left as they are. `orch.py resume {name}` goes on with them, "
-                f"`orch.py stop {name}` ends them. Services that run end themselves when the lease runs out, within 15 "
-                "minutes; those that are still queued end as they start."
-            )
-            try:
-                self._ledger.append("orchestrator_left", exit_code=outcome.exit_code)
-            except StorageError as error:
-                log.warning("%s", error)
-        return outcome

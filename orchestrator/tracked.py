@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.plan import PlannedJob
-from orchestrator.records import StatusRecord
+from orchestrator.recipe.base import time_limit_s
+from orchestrator.records import Endpoint, StatusRecord, read_endpoint
+from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState, Seen
 
 
@@ -59,3 +62,25 @@ class TrackedJob:
         if self.state == JobState.RUNNING and self.record is not None:
             return self.record.state
         return self.state.value.lower()
+
+
+def ready_endpoint(run: RunDir, job: TrackedJob) -> Endpoint | None:
+    """Return the endpoint of a ready job; an endpoint of another attempt is somebody else's."""
+    endpoint = read_endpoint(run, job.name) if job.is_ready else None
+    if endpoint is None or job.record is None or endpoint.attempt != job.record.attempt:
+        return None
+    return endpoint
+
+
+def ends_at(job: TrackedJob, limits_s: Mapping[str, float | None]) -> float | None:
+    """Return when the wall time of a running service's present attempt ends, in seconds since the epoch, or None.
+
+    Args:
+        job: The service.
+        limits_s: By role, the wall time in seconds of jobs that ask for none, where the partition has one.
+    """
+    resources = job.planned.resources
+    limit_s = time_limit_s(resources.time) if resources.time else limits_s.get(job.planned.role)
+    if job.planned.kind != "service" or job.state != JobState.RUNNING or job.record is None or limit_s is None:
+        return None
+    return job.record.started_at + limit_s

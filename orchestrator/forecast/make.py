@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.chaining import jobs_needed
 from orchestrator.forecast.ask import (
     Inquiry,
     account_warnings,
@@ -92,10 +93,11 @@ def make_forecast(
     needs_s = sum(stage.lasts_s or 0.0 for stage in stages)
     lasting = {item.name for item in every if item.role in _LASTING}
     times = tuple(item.model_copy(update={"needs_s": needs_s}) if item.job in lasting else item for item in times)
+    renewed = {server.name} if server is not None and job.infrastructure.successor_lead else set()
     fit = _fit(job, server, shape, told, places)
     warnings = [
         *(text for item in told.values() for text in item.warnings),
-        *wall_time_warnings(times, stages, job.hpo),
+        *wall_time_warnings([item for item in times if item.job not in renewed], stages, job.hpo),
         *([f"the model does not fit: {fit.text}. {_REMEDY}"] if fit.verdict == "does not fit" else []),
     ]
     return Forecast(
@@ -172,7 +174,12 @@ def _gpu_hours(
     job: Job, jobs: Sequence[PlannedJob], trial: PlannedJob | None, times: tuple[WallTime, ...]
 ) -> float | None:
     limits_s = {item.job: item.limit_s for item in times}
-    counts = [(item, 1) for item in jobs]
+    lead = job.infrastructure.successor_lead
+    needs_s = {item.job: item.needs_s or 0.0 for item in times}
+    counts = [
+        (item, jobs_needed(needs_s[item.name], limits_s[item.name], lead) if item.role == "server" else 1)
+        for item in jobs
+    ]
     if trial is not None and job.hpo is not None:
         counts.append((trial, trial_jobs(job.hpo)))
         limits_s[trial.name] = trial_limit_s(job.hpo, limits_s[trial.name])

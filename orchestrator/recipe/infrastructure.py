@@ -46,6 +46,10 @@ class Infrastructure(StrictModel):
     """Whether the scheduler may run a job again: after preemption, a node's failure and, on Slurm, when its wall time
     is nearly over. Trials go on from their last checkpoint, services come back on another node. If not given, the
     cluster's own default (on PBS scheduler.rerunnable)."""
+    successor_lead: TimeLimit | None = None
+    """How long before the serving job's wall time ends another one is submitted, which takes over as soon as it is
+    ready: the queue wait and the load time. Needs `time`, and no requeue. If not given, a server that is out of time
+    ends the run."""
     directives: tuple[Line, ...] = ()
     """Extra batch directives of all jobs, without the `#SBATCH ` or `#PBS ` in front."""
 

@@ -121,6 +121,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "job.benchmark.timeout_s": ("client/stage.py", "benchmark.timeout_s"),
     "job.hpo.trials": ("agent", "hpo.trials"),
     "job.polling.submits_per_s": ("orchestrator/jobs.py", "submits_per_s"),
+    "job.infrastructure.successor_lead": ("orchestrator/run.py", "infrastructure.successor_lead"),
     "job.infrastructure.batch_template": ("orchestrator/plan.py", "infrastructure.batch_template"),
     "job.host": ("orchestrator/resolve.py", "job.host"),
     "job.guard.max_gpu_hours": ("orchestrator/run.py", "job.guard.max_gpu_hours"),
