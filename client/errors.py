@@ -58,7 +58,8 @@ class StorageError(ClientServiceError):
 class WorkerDiedError(ClientServiceError):
     """A worker process of the load engine ended before its work did."""
 
-    def __init__(self, shard: int, exit_code: int | None) -> None:
-        super().__init__(f"load worker {shard} ended early with exit code {exit_code}; its traceback is on stderr")
+    def __init__(self, shard: int, exit_code: int | None, words: str = "") -> None:
+        why = words or "its traceback is on stderr"
+        super().__init__(f"load worker {shard} ended early with exit code {exit_code}; {why}")
         self.shard = shard
         self.exit_code = exit_code

@@ -1,0 +1,96 @@
+"""What the load engine is asked to do, in terms that travel to worker processes as JSON."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Api = Literal["openai-chat", "openai-completions", "ollama-generate", "ollama-chat"]
+PATHS: dict[Api, str] = {
+    "openai-chat": "/v1/chat/completions",
+    "openai-completions": "/v1/completions",
+    "ollama-generate": "/api/generate",
+    "ollama-chat": "/api/chat",
+}
+ErrorClass = Literal["connect", "timeout", "http_status", "protocol", "server_error", "zero_tokens", "unfinished"]
+ERROR_CLASSES: tuple[ErrorClass, ...] = (
+    "connect", "timeout", "http_status", "protocol", "server_error", "zero_tokens", "unfinished",
+)  # fmt: skip
+
+
+class Server(msgspec.Struct, frozen=True):
+    """Whom the load is put on.
+
+    Attributes:
+        url: Scheme, host and port, and a path that goes before that of the API; no trailing slash.
+        token: Sent as ``Authorization: Bearer``. Never log this.
+        ca_file: Certificates to trust instead of the system's; None for those.
+    """
+
+    url: str
+    api: Api
+    token: str | None = None
+    ca_file: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Server({self.url!r}, {self.api!r})"
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """One request's content.
+
+    Attributes:
+        text: The prompt; with ``messages`` unused.
+        messages: A chat, as (role, content).
+        max_tokens: Output tokens at most; None for the workload's own.
+    """
+
+    text: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+    max_tokens: int | None = None
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How tokens are chosen; None leaves it to the server."""
+
+    model: str
+    max_tokens: int
+    temperature: float | None = None
+    seed: int | None = None
+    ignore_eos: bool = False
+    system: str | None = None
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The share of one worker in one measurement. Times are in seconds.
+
+    Attributes:
+        bodies: Encoded requests; request ``i`` of this worker sends ``bodies[i % len(bodies)]``.
+        first_index, index_step: Request ``i`` of this worker is request ``first_index + i * index_step`` of all.
+        clients: Ids of the clients of a closed loop; empty for an open one.
+        starts_s: When each client begins, for a ramp; as many as ``clients``.
+        requests_per_client: How many requests each client sends; None for as many as fit into ``duration_s``.
+        arrivals_s: When each request of an open loop is to be sent, ascending; empty for a closed loop.
+        duration_s: No request is begun later than this.
+        warmup: Requests that are sent, and waited for, before the measurement begins.
+        timeout_s: How long one request may take, from its sending to the end of its body.
+        keeps_text: Whether generated texts are kept.
+        rows, gaps, texts: Files that this worker writes; see client/load/rows.py.
+    """
+
+    server: Server
+    bodies: tuple[bytes, ...]
+    rows: str
+    gaps: str
+    texts: str
+    first_index: int = 0
+    index_step: int = 1
+    clients: tuple[int, ...] = ()
+    starts_s: tuple[float, ...] = ()
+    requests_per_client: int | None = None
+    arrivals_s: tuple[float, ...] = ()
+    duration_s: float | None = None
+    warmup: int = 0
+    timeout_s: float = 120.0
+    keeps_text: bool = False
