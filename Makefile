@@ -39,7 +39,7 @@ check: $(STAMP) ## lint, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/vermin -q -t=3.6- --no-tips --violations orchestrator/supervisor.py orchestrator/schedulers/local_jobs.py
+	$(BIN)/vermin -q -t=3.6- --no-tips --violations orchestrator/supervisor.py orchestrator/schedulers/local_jobs.py orchestrator/schedulers/steps.py
 
 format: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix-only -q .

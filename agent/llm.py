@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import http.client
+import json
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import requests
-
+from agent.chat_request import CONNECT_TIMEOUT_S, ChatRequest, ConnectionLostError, NoAnswerError, Reply
 from orchestrator.errors import ServiceAnswerError
 from orchestrator.records import Endpoint
+from orchestrator.truth import FRESH_S
 
-CONNECT_TIMEOUT_S = 10.0
+log = logging.getLogger(__name__)
 ERROR_CHARS = 300
+# A server that is to end may still answer what it was asked, and a scheduler be silent for a moment.
+GONE_S = 3.0
+DEATH_IS_KNOWN_S = FRESH_S + 3.0
+MAX_MOVES = 3
 # Answers after which the same request may succeed: time-out, too many requests, and all of the server's own errors.
 _TRANSIENT_STATUS = (408, 429)
-ResultT = TypeVar("ResultT")
 
 
 class LlmError(ServiceAnswerError):
@@ -70,10 +75,7 @@ class Completion:
 
 
 class LlmClient:
-    """Asks the run's LLM server.
-
-    The endpoint is looked up for every request, since a restarted server is somewhere else.
-    """
+    """Asks the run's LLM server, wherever it is: a server that is restarted while it is asked is somewhere else."""
 
     def __init__(
         self, find_endpoint: Callable[[], Endpoint], token_file: Path, timeout_s: float, default_model: str
@@ -81,28 +83,72 @@ class LlmClient:
         self._find_endpoint, self._token_file = find_endpoint, token_file
         self._timeout_s, self._default_model = timeout_s, default_model
 
-    def complete(self, question: Question, idle: Callable[[], None], look_every_s: float) -> Completion:
-        """Return the model's answer.
+    def complete(
+        self, question: Question, idle: Callable[[], None], look_every_s: float, is_awaited: bool = True
+    ) -> Completion:
+        """Return the model's answer; a server that ends or moves meanwhile is asked again where it is then.
 
         Args:
             question: What is asked.
             idle: Called every ``look_every_s`` seconds meanwhile; whatever it raises ends the wait.
             look_every_s: See ``idle``.
+            is_awaited: Whether a server that is not there at first is waited for, as long as for an answer.
 
         Raises:
             LlmError: no server, no answer in time, an HTTP error, or an answer of another form.
         """
-        try:
-            endpoint = self._find_endpoint()
-        except ServiceAnswerError as error:
-            raise LlmError(str(error), is_transient=True) from error
-        model = endpoint.model or self._default_model
-        token = self._read_token()
+        for _ in range(MAX_MOVES + 1):
+            endpoint = self._await_endpoint(idle, look_every_s, self._timeout_s if is_awaited else 0.0)
+            completion = self._ask(endpoint, question, idle, look_every_s)
+            if completion is not None:
+                return completion
+            is_awaited = True
+            log.warning("the LLM server at %s has ended or moved while it was asked; it is asked again", endpoint.url)
+        raise LlmError(f"the server ended or moved {MAX_MOVES + 1} times while it was asked", is_transient=False)
+
+    def _await_endpoint(self, idle: Callable[[], None], look_every_s: float, patience_s: float) -> Endpoint:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return self._find_endpoint()
+            except ServiceAnswerError as error:
+                if time.monotonic() >= deadline:
+                    waited = f", {patience_s:g} s long" if patience_s else ""
+                    # To try again at once would be to wait as long again.
+                    raise LlmError(f"{error}{waited}", is_transient=not patience_s) from error
+            time.sleep(look_every_s)
+            idle()
+
+    def _ask(
+        self, endpoint: Endpoint, question: Question, idle: Callable[[], None], look_every_s: float
+    ) -> Completion | None:
+        """Return the answer of the server at ``endpoint``, or None if it has ended or moved before that."""
+        model, token = endpoint.model or self._default_model, self._read_token()
+        presence = _Presence(self._find_endpoint, endpoint.attempt)
         started = time.monotonic()
-        answer = _run_beside(
-            lambda: self._post(endpoint.url, token, model, question), idle, look_every_s, self._timeout_s
-        )
-        return _read_completion(answer, time.monotonic() - started, model)
+        request = self._send(endpoint.url, token, model, question)
+        try:
+            while not request.wait(look_every_s):
+                if time.monotonic() - started > self._timeout_s + CONNECT_TIMEOUT_S:
+                    raise LlmError(f"no whole answer within {self._timeout_s:g} s", is_transient=True)
+                idle()
+                if (presence.missing_s() or 0.0) > GONE_S:
+                    return None
+            latency_s = time.monotonic() - started
+            return _read_completion(_read_reply(request.reply(), token), latency_s, model)
+        except NoAnswerError as error:
+            raise LlmError(f"no answer within {self._timeout_s:g} s", is_transient=True) from error
+        except ConnectionLostError as error:
+            # That its job is dead is known only when its heartbeat has stopped.
+            deadline = time.monotonic() + DEATH_IS_KNOWN_S
+            while time.monotonic() < deadline:
+                idle()
+                if presence.missing_s() is not None:
+                    return None
+                time.sleep(look_every_s)
+            raise LlmError(_without(str(error), token)[:ERROR_CHARS], is_transient=True) from error
+        finally:
+            request.drop()
 
     def _read_token(self) -> str | None:
         try:
@@ -110,7 +156,7 @@ class LlmClient:
         except OSError:
             return None
 
-    def _post(self, url: str, token: str | None, model: str, question: Question) -> Any:
+    def _send(self, url: str, token: str | None, model: str, question: Question) -> ChatRequest:
         body = {
             "model": model,
             "messages": list(question.messages),
@@ -123,27 +169,38 @@ class LlmClient:
                 "json_schema": {"name": "proposal", "schema": question.schema, "strict": True},
             },
         }
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+        return ChatRequest(
+            f"{url.rstrip('/')}/v1/chat/completions", headers, json.dumps(body).encode(), self._timeout_s
+        )
+
+
+class _Presence:
+    """Whether one attempt of the server is still the one to ask."""
+
+    def __init__(self, find_endpoint: Callable[[], Endpoint], attempt: str) -> None:
+        self._find_endpoint, self._attempt = find_endpoint, attempt
+        self._missing_since: float | None = None
+
+    def missing_s(self) -> float | None:
+        """Return for how long it has been missing, in seconds: infinity if another is there, None if it is there."""
         try:
-            with requests.Session() as session:
-                # A site's HTTP proxy cannot reach compute nodes, and a .netrc would replace the token.
-                session.trust_env = False
-                response = session.post(
-                    f"{url.rstrip('/')}/v1/chat/completions",
-                    json=body,
-                    headers=headers,
-                    timeout=(CONNECT_TIMEOUT_S, self._timeout_s),
-                    allow_redirects=False,
-                )
-            if response.status_code != requests.codes.ok:
-                raise _http_error(response.status_code, _without(response.text, token))
-            return response.json()
-        except requests.Timeout as error:
-            raise LlmError(f"no answer within {self._timeout_s:g} s", is_transient=True) from error
-        except requests.JSONDecodeError as error:
-            raise LlmError("the server's answer is not JSON", is_transient=True) from error
-        except requests.RequestException as error:
-            raise LlmError(f"{type(error).__name__}: {_without(str(error), token)[:ERROR_CHARS]}", True) from error
+            is_there = self._find_endpoint().attempt == self._attempt
+        except ServiceAnswerError:
+            now = time.monotonic()
+            self._missing_since = now if self._missing_since is None else self._missing_since
+            return now - self._missing_since
+        self._missing_since = None
+        return None if is_there else math.inf
+
+
+def _read_reply(reply: Reply, token: str | None) -> Any:
+    if reply.status != http.client.OK:
+        raise _http_error(reply.status, _without(reply.text, token))
+    try:
+        return json.loads(reply.text)
+    except ValueError as error:
+        raise LlmError("the server's answer is not JSON", is_transient=True) from error
 
 
 def _http_error(status: int, text: str) -> LlmError:
@@ -171,37 +228,3 @@ def _read_completion(answer: Any, latency_s: float, model: str) -> Completion:
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise LlmError(f"the server's answer is no chat completion ({error!r})", is_transient=False) from error
-
-
-def _run_beside(
-    work: Callable[[], ResultT], idle: Callable[[], None], look_every_s: float, timeout_s: float
-) -> ResultT:
-    """Return the result of ``work``, done in a thread so that ``idle`` is called meanwhile.
-
-    The thread is a daemon: a server that never answers must not hold up the end of the process.
-
-    Raises:
-        LlmError: ``work`` has not ended after ``timeout_s`` seconds, however much it has received by then.
-    """
-    done: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-    def report() -> None:
-        try:
-            done.put((True, work()))
-        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
-            done.put((False, error))
-
-    threading.Thread(target=report, name="llm-request", daemon=True).start()
-    deadline = time.monotonic() + timeout_s + CONNECT_TIMEOUT_S
-    while True:
-        try:
-            is_result, value = done.get(timeout=look_every_s)
-        except queue.Empty:
-            if time.monotonic() > deadline:
-                raise LlmError(f"no whole answer within {timeout_s:g} s", is_transient=True) from None
-            idle()
-            continue
-        if is_result:
-            result: ResultT = value
-            return result
-        raise value

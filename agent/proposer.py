@@ -140,7 +140,9 @@ class Proposer:
         for backoff_s in (*backoffs, None):
             tally.requests += 1
             try:
-                completion = self._client.complete(question, lambda: wait(0.0), self._look_every_s)
+                completion = self._client.complete(
+                    question, lambda: wait(0.0), self._look_every_s, is_awaited=not self._was_silent
+                )
             except LlmError as error:
                 tally.failed_requests += 1
                 reason = f"no answer: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ class LineTail:
         """Yield the JSON objects of lines that are new; a torn last line is read when its end has come."""
         try:
             with self._path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._position:
+                    self._position = 0  # it was replaced
                 file.seek(self._position)
                 data = file.read()
         except OSError:

@@ -13,32 +13,27 @@ from agent.proposer import Asked, Proposer
 from agent.relay import SEARCH_JOB, TrialRelay, search_samples
 from agent.report import describe_params, keep_best_checkpoint, link_curves, search_figures, write_tables
 from agent.study import SearchStudy
+from agent.submitting import TrialSubmitter
 from agent.time_limit import TimeLimit
 from agent.trials import (
     EVALUATION_JOB,
     TrialPlace,
+    TrialPlaces,
     evaluation_draft,
     has_results,
     is_share,
     read_end,
-    trial_draft,
-    trial_place,
 )
 from orchestrator.atomic import read_json
 from orchestrator.errors import CommandError, StageError, SubmitError, TransportError
 from orchestrator.gpu_guard import STOPPED_BY, GpuCapError
 from orchestrator.recipe.hpo import Hpo
-from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
 from orchestrator.stage import StageContext
 from orchestrator.tracked import TrackedJob
 
 # A shared file system shows a file of another node late.
 RESULTS_GRACE_S = 10.0
-MAX_REFUSALS = 3
-# How long a scheduler may be silent, and how often it is tried again meanwhile.
-SILENT_PATIENCE_S = 900.0
-SUBMIT_AGAIN_S = 10.0
 log = logging.getLogger(__name__)
 
 Next = Literal["propose", "submit", "poll", "report"]
@@ -48,13 +43,13 @@ class SearchState(TypedDict, total=False):
     """What nodes tell each other; plain data, so that a checkpointer can keep it.
 
     Attributes:
-        proposed: Number of the trial to submit.
+        proposed: Numbers of the trials to submit.
         ended: Numbers of the trials whose jobs have ended.
         next: Where decide leads.
         result: What report found.
     """
 
-    proposed: int
+    proposed: list[int]
     ended: list[int]
     next: Next
     result: dict[str, Any]
@@ -79,11 +74,9 @@ class Search:
         self._context, self._hpo, self._study, self._proposer = context, hpo, study, proposer
         self._polling = context.recipe.job.polling
         self._running: dict[int, RunningTrial] = {}
-        self._unsubmitted: list[int] = []
-        self._refusals = 0
-        self._silent_since: float | None = None
-        self._stopped: str | None = None
-        self._held_beside: int | None = None
+        job = context.recipe.job
+        self._places = TrialPlaces(context.run, context.plan.run, job.working_dirs.job_pattern, context.experiment_id)
+        self._submitter = TrialSubmitter(context, hpo, study, self._places, self._watch, self._finish, self.breathe)
 
     def reconcile(self) -> SearchState:
         """Adopt what the study already holds, whatever an earlier orchestrator died of.
@@ -101,15 +94,18 @@ class Search:
         return self._lead_on()
 
     def _take_up(self, trial: TrialView) -> None:
-        jobs, place = self._context.jobs, self._place(trial.number)
+        jobs, place = self._context.jobs, self._places.here(trial.number)
         is_over_limit = trial.attrs.get("is_over_limit", False)
         job = jobs.get(place.job)
+        if job is not None and job.ended_with_its_allocation:
+            self._submitter.waiting.append(trial.number)  # it goes on from its last checkpoint
+            return
         # What has completed counts, whatever it was to be cancelled with.
         was_cut_off = job is not None and job.cancelled and job.state.is_final and job.state != JobState.COMPLETED
         if job is not None and (is_over_limit or not was_cut_off):
             self._watch(trial.number, job)
         elif place.job not in jobs and "source" in trial.attrs:
-            self._unsubmitted.append(trial.number)
+            self._submitter.waiting.append(trial.number)
         else:
             # It was cancelled with its run, or the study holds only a part of its parameters.
             cause = "the orchestrator ended before this trial did"
@@ -117,14 +113,18 @@ class Search:
 
     def _lead_on(self) -> SearchState:
         """Return where the flow goes on: first to what was proposed already."""
-        is_held = self._held_beside is not None and len(self._running) >= self._held_beside
-        if self._unsubmitted and not is_held:
-            self._held_beside = None
-            return {"proposed": self._unsubmitted.pop(0), "next": "submit"}
-        return {"next": self._choose_next()}
+        waiting = self._submitter.take_waiting(len(self._running))
+        return {"proposed": waiting, "next": "submit"} if waiting else {"next": self._choose_next()}
 
     def propose(self) -> SearchState:
-        """Choose the parameters of the next trial."""
+        """Choose the parameters of the next trial, or of as many as there is room for if they are submitted together.
+
+        They are asked for one after the other: a sampler knows those that were proposed before.
+        """
+        room = min(self._hpo.parallel_trials - len(self._running), self._hpo.trials - self._count())
+        return {"proposed": [self._propose_one() for _ in range(room if self._submitter.is_together else 1)]}
+
+    def _propose_one(self) -> int:
         if self._proposer is None:
             asked = Asked(None, self._hpo.sampler, {})
         else:
@@ -132,69 +132,11 @@ class Search:
         trial = self._study.ask(asked)
         if asked.source == "tpe_fallback":
             self._say(f"trial {trial.number}: TPE's suggestion instead of the model's: {asked.notes['rejects'][-1]}")
-        return {"proposed": trial.number}
+        return trial.number
 
     def submit(self, state: SearchState) -> SearchState:
-        """Submit the proposed trial; one that the scheduler refuses has failed."""
-        number = state["proposed"]
-        place, trial = self._place(number), self._study.view(number)
-        found = self._context.jobs.get(place.job)
-        if found is not None:
-            self._watch(number, found)  # an answer that was lost has been found
-            return {}
-        place.make()
-        planned = self._context.plan_job(
-            trial_draft(self._context.plan, self._hpo, self._place_there(number), trial.params)
-        )
-        self._study.note(number, job=place.job, job_id=place.job_id, job_token=planned.token)
-        planned.write()
-        try:
-            job = self._context.jobs.submit(planned)
-        except GpuCapError as error:
-            return self._hold(number, error)
-        except SubmitError as error:
-            if not error.is_refusal:
-                return self._submit_later(number, error)
-            self._refusals += 1
-            self._finish(self._study.tell_failure(number, str(error), {"job_state": "REFUSED"}))
-            if self._refusals >= MAX_REFUSALS:
-                raise StageError(
-                    f"hpo: the scheduler refused {self._refusals} trials in a row. The last time:\n{error}"
-                ) from error
-            return {}
-        self._refusals, self._silent_since = 0, None
-        self._study.note(number, scheduler_job_id=job.job_id)
-        self._watch(number, job)
-        return {}
-
-    def _hold(self, number: int, error: GpuCapError) -> SearchState:
-        """Put a trial off that would break the cap on GPU-hours: until another has ended, or for good."""
-        if error.may_fit_later and self._running:
-            self._unsubmitted.insert(0, number)
-            self._held_beside = len(self._running)
-            return {}
-        words = str(error).splitlines()[0]
-        self._say(f"hpo: no further trials: {words}")
-        self._stopped = words
-        for left in (number, *self._unsubmitted):
-            self._study.tell_failure(left, words, {"interrupted": True})
-        self._unsubmitted.clear()
-        return {}
-
-    def _submit_later(self, number: int, error: SubmitError) -> SearchState:
-        """Keep a trial for another try: a scheduler that is silent for a while says nothing of the trial.
-
-        Raises:
-            SubmitError: it has been silent for too long.
-        """
-        now = time.monotonic()
-        self._silent_since = self._silent_since or now
-        if now - self._silent_since > SILENT_PATIENCE_S:
-            raise error
-        self._say(f"hpo: trial {number} is submitted again later: {error.what}")
-        self._unsubmitted.insert(0, number)
-        self.breathe(SUBMIT_AGAIN_S)
-        self._context.jobs.adopt_intended()
+        """Submit the proposed trials; those that the scheduler refuses have failed."""
+        self._submitter.submit(state["proposed"], len(self._running))
         return {}
 
     def poll(self) -> SearchState:
@@ -241,18 +183,18 @@ class Search:
 
     def report(self) -> SearchState:
         """Write the tables, keep the best weights, and measure test accuracy once."""
-        result = search_figures(self._hpo, self._study.views(), self._place)
-        best = best_of(self._study.views())
+        result = search_figures(self._hpo, self._study.views(), self._places.here)
+        best, stopped = best_of(self._study.views()), self._submitter.stopped
         if best is None:
-            raise StageError("hpo: no trial has a result" + (f": {self._stopped}" if self._stopped else ""))
-        if self._stopped is not None:
+            raise StageError("hpo: no trial has a result" + (f": {stopped}" if stopped else ""))
+        if stopped is not None:
             result["stopped_by"] = STOPPED_BY
         self.write_tables()
-        place = self._place(best.number)
+        place = self._places.here(best.number)
         self._fetch(place.best_checkpoint)
         warning = keep_best_checkpoint(place, self._context.run.checkpoints)
-        warnings = [text for text in (self._stopped, warning) if text]
-        link_curves(self._context.run, [self._place(trial.number) for trial in self._study.views()])
+        warnings = [text for text in (stopped, warning) if text]
+        link_curves(self._context.run, [self._places.here(trial.number) for trial in self._study.views()])
         if self._hpo.evaluate_winner:
             accuracy, warning = self._evaluate(best, place)
             result["test_accuracy"] = accuracy
@@ -263,7 +205,7 @@ class Search:
 
     def write_tables(self) -> None:
         """Write trials.json and trials.csv of what the study holds now."""
-        rows = search_figures(self._hpo, self._study.views(), self._place)["trials"]
+        rows = search_figures(self._hpo, self._study.views(), self._places.here)["trials"]
         write_tables(self._context.run.reports, rows)
 
     def abandon(self, why: str) -> None:
@@ -286,22 +228,14 @@ class Search:
             self._enforce_limit(number, running)
 
     def _choose_next(self) -> Next:
-        counted = [trial for trial in self._study.views() if trial.counts]
-        may_propose = self._stopped is None and not self._unsubmitted
-        if may_propose and len(counted) < self._hpo.trials and len(self._running) < self._hpo.parallel_trials:
+        may_propose = self._submitter.stopped is None and not self._submitter.waiting
+        if may_propose and self._count() < self._hpo.trials and len(self._running) < self._hpo.parallel_trials:
             return "propose"
         return "poll" if self._running else "report"
 
-    def _place(self, number: int) -> TrialPlace:
-        return self._place_in(self._context.run, number)
-
-    def _place_there(self, number: int) -> TrialPlace:
-        """Return the trial's place as its job sees it."""
-        return self._place_in(self._context.plan.run, number)
-
-    def _place_in(self, run: RunDir, number: int) -> TrialPlace:
-        context = self._context
-        return trial_place(run, context.recipe.job.working_dirs.job_pattern, context.experiment_id, number)
+    def _count(self) -> int:
+        """Return how many trials there are of those that were asked for."""
+        return sum(trial.counts for trial in self._study.views())
 
     def _fetch(self, path: Path, excludes: tuple[str, ...] = ()) -> None:
         """Bring here what a trial wrote elsewhere; what counts has been read already."""
@@ -318,7 +252,7 @@ class Search:
             log.debug("%s", error)
 
     def _watch(self, number: int, job: TrackedJob) -> None:
-        place, context = self._place(number), self._context
+        place, context = self._places.here(number), self._context
         relay = TrialRelay(context.metrics, place.metrics, context.run_id, place.job_id, self._polling.metrics_s)
         self._running[number] = RunningTrial(place, job, relay, TimeLimit(self._hpo.trial_timeout_s))
 
@@ -366,7 +300,7 @@ class Search:
         jobs = self._context.jobs
         if EVALUATION_JOB not in jobs or (jobs[EVALUATION_JOB].cancelled and jobs[EVALUATION_JOB].state.is_final):
             self._say(f"hpo: measures the test accuracy of trial {best.number}")
-            there = self._place_there(best.number)
+            there = self._places.there(best.number)
             planned = self._context.plan_job(evaluation_draft(self._context.plan, self._hpo, there, best.params))
             planned.write()
             try:

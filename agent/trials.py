@@ -88,6 +88,23 @@ def trial_place(run: RunDir, job_pattern: str, experiment_id: str, number: int) 
     return TrialPlace(job_id, f"trial_{number:04}", run.trial(job_pattern, job_id, number, experiment_id))
 
 
+class TrialPlaces:
+    """Where the trials of one search lie."""
+
+    def __init__(self, here: RunDir, there: RunDir, job_pattern: str, experiment_id: str) -> None:
+        """Take the paths of the run on this machine, and as its trials' jobs see them."""
+        self._here, self._there = here, there
+        self._job_pattern, self._experiment_id = job_pattern, experiment_id
+
+    def here(self, number: int) -> TrialPlace:
+        """Return the place of one trial."""
+        return trial_place(self._here, self._job_pattern, self._experiment_id, number)
+
+    def there(self, number: int) -> TrialPlace:
+        """Return the place of one trial as its job sees it."""
+        return trial_place(self._there, self._job_pattern, self._experiment_id, number)
+
+
 def trial_draft(plan: PlanContext, hpo: Hpo, place: TrialPlace, params: Params) -> JobDraft:
     """Return the job that trains with ``params``; one that is run again goes on from its last checkpoint."""
     return _draft(plan, hpo, place, place.job, params, {"resume": True})

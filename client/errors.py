@@ -63,3 +63,7 @@ class WorkerDiedError(ClientServiceError):
         super().__init__(f"load worker {shard} ended early with exit code {exit_code}; {why}")
         self.shard = shard
         self.exit_code = exit_code
+
+
+class WorkloadError(ClientServiceError):
+    """The asked-for load cannot be made: a file, a length or a rate does not hold. Says where, and what would."""

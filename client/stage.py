@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -10,6 +11,7 @@ import requests
 from orchestrator.errors import ServiceAnswerError, StageError
 from orchestrator.metrics import Sample
 from orchestrator.recipe.document import Recipe
+from orchestrator.records import Endpoint
 from orchestrator.service import JobDraft, PlanContext, Role
 from orchestrator.stage import StageContext
 
@@ -19,6 +21,9 @@ REQUEST_TIMEOUT_S = 20.0
 PATIENCE_S = 60.0
 POLL_S = 1.0
 DEATH_IS_KNOWN_S = 10.0
+RESTARTED = "the LLM server was restarted while it was measured"
+# What is told of a benchmark that was measured again.
+EARLIER_FIELDS = ("id", "total_queries", "successful", "failed", "valid", "invalid_reasons")
 
 
 class BenchmarkStage:
@@ -37,9 +42,34 @@ class BenchmarkStage:
         return None
 
     def run(self, context: StageContext) -> dict[str, Any]:
+        """Measure, and once more if the LLM server was restarted meanwhile; see Stage.run."""
+        deadline = time.monotonic() + context.recipe.job.benchmark.timeout_s
+        result = self._measure(context, self._choose_id(context), deadline)
+        earlier = []
+        if RESTARTED in result["invalid_reasons"]:
+            context.progress.say(f"benchmark: {RESTARTED}; it is measured once more")
+            earlier.append(
+                {name: result[name] for name in EARLIER_FIELDS} | {"records": str(_records(context, result))}
+            )
+            result = self._measure(context, self._choose_id(context, result["id"]), deadline)
+        _push(context, result)
+        records = _records(context, result)
+        if result["successful"] == 0:
+            raise StageError(
+                f"none of the {result['total_queries']} requests of the benchmark succeeded.\n"
+                f"{_failures(result)}\nEach request is recorded in {records}"
+            )
+        return {**result, "records": str(records), **({"earlier": earlier} if earlier else {})}
+
+    def _measure(self, context: StageContext, benchmark_id: str, deadline: float) -> dict[str, Any]:
+        """Return the figures of one benchmark; those of a server that was restarted meanwhile are not valid.
+
+        Raises:
+            StageError: it did not end by ``deadline``, or the server was not there by then.
+        """
         job = context.recipe.job
         total = job.service.n_clients * job.service.n_requests_per_client
-        benchmark_id = self._choose_id(context)
+        server = self._await_server(context, deadline)
         body = {
             "id": benchmark_id,
             "background": True,
@@ -55,35 +85,51 @@ class BenchmarkStage:
         }
         context.progress.show_bar(self.name, 0, total, "")
         self._ask(context, "POST", "/benchmark", body)
-        status = self._await(context, benchmark_id, total, job.benchmark.timeout_s)
-        result: dict[str, Any] = status["result"]
-        if result["failed"]:
+        result, is_restarted = self._await(context, benchmark_id, total, server, deadline)
+        context.fetch(self.role, context.run.benchmark / benchmark_id, ())
+        if result["failed"] and not is_restarted:
             # A server that died under the load is known to be dead only when its heartbeat has stopped.
             context.wait(DEATH_IS_KNOWN_S)
-        _push(context, result)
-        context.fetch(self.role, context.run.benchmark / benchmark_id, ())
-        records = context.run.benchmark / benchmark_id / "requests.jsonl"
-        if result["successful"] == 0:
-            raise StageError(
-                f"none of the {result['total_queries']} requests of the benchmark succeeded.\n"
-                f"{_failures(result)}\nEach request is recorded in {records}"
-            )
-        return {**result, "records": str(records)}
+            is_restarted = self._await_server(context, deadline).attempt != server.attempt
+        if is_restarted:
+            result |= {"valid": False, "invalid_reasons": [*result["invalid_reasons"], RESTARTED]}
+        return result
 
-    def _choose_id(self, context: StageContext) -> str:
-        """Return the id of this run's benchmark: that of an earlier orchestrator, unless it was cut off."""
+    def _choose_id(self, context: StageContext, spent: str | None = None) -> str:
+        """Return the id of this run's benchmark: that of an earlier orchestrator, unless it is of no use, or ``spent``.
+
+        Of no use is one that was cut off, and one that lost requests, as to a server that died.
+        """
         number = 1
         while True:
             benchmark_id = f"run-{context.run_id}" + (f"-{number}" if number > 1 else "")
             status = self._ask(context, "GET", f"/benchmark/{benchmark_id}", allows_absence=True)
-            is_void = status.get("state") == "done" and (status.get("result") or {}).get("successful") == 0
-            if status.get("state") not in {"failed", "cancelled"} and not is_void:
+            result = status.get("result") or {}
+            is_void = status.get("state") == "done" and bool(result.get("failed")) and not result.get("valid")
+            if status.get("state") not in {"failed", "cancelled"} and not is_void and benchmark_id != spent:
                 return benchmark_id
             number += 1
 
-    def _await(self, context: StageContext, benchmark_id: str, total: int, timeout_s: float) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_s
+    def _await_server(self, context: StageContext, deadline: float) -> Endpoint:
+        """Return where the LLM server is, once it is ready.
+
+        Raises:
+            StageError: it was not ready by ``deadline``.
+        """
+        while True:
+            try:
+                return _server(context)
+            except ServiceAnswerError as error:
+                if time.monotonic() > deadline:
+                    raise StageError(f"the benchmark: {error}, within {_limit(context)}") from error
+            context.wait(POLL_S)
+
+    def _await(
+        self, context: StageContext, benchmark_id: str, total: int, server: Endpoint, deadline: float
+    ) -> tuple[dict[str, Any], bool]:
+        """Return the figures of the benchmark once it has ended, and whether it was cut short as its server is gone."""
         path = f"/benchmark/{benchmark_id}"
+        is_cut = False
         while True:
             status = self._ask(context, "GET", path)
             progress = status["progress"]
@@ -91,13 +137,16 @@ class BenchmarkStage:
             if progress["failed"]:
                 detail += f", {progress['failed']} failed"
             context.progress.show_bar(self.name, progress["finished"], total, detail)
-            if status["state"] == "done":
-                return status
+            if status["state"] == "done" or (status["state"] == "cancelled" and is_cut):
+                return status["result"], is_cut
             if status["state"] in {"failed", "cancelled"}:
                 raise StageError(f"the benchmark {status['state']}: {status.get('error') or 'no reason was given'}")
             if time.monotonic() > deadline:
                 self._ask(context, "DELETE", path)
-                raise StageError(f"the benchmark did not end within benchmark.timeout_s = {timeout_s:g} s")
+                raise StageError(f"the benchmark did not end within {_limit(context)}")
+            if not is_cut and _is_replaced(context, server, bool(progress["failed"])):
+                self._ask(context, "DELETE", path)
+                is_cut = True
             context.wait(POLL_S)
 
     def _ask(
@@ -140,6 +189,34 @@ class BenchmarkStage:
                     f"the client service answered {method} {path} with HTTP {answer.status_code}: {document}"
                 )
             return document
+
+
+def _server(context: StageContext) -> Endpoint:
+    engine = context.recipe.job.engine
+    if engine is None:
+        raise StageError("the benchmark needs an engine, and the recipe has none")
+    return context.endpoint(engine.kind)
+
+
+def _is_replaced(context: StageContext, server: Endpoint, has_failures: bool) -> bool:
+    """Return whether requests to ``server`` are in vain: another attempt of its job is ready, or requests to it fail.
+
+    A server that has handed over to its successor still answers what it is asked.
+    """
+    try:
+        now = _server(context)
+    except ServiceAnswerError:
+        return False
+    return now.attempt != server.attempt and (now.job_id == server.job_id or has_failures)
+
+
+def _records(context: StageContext, result: dict[str, Any]) -> Path:
+    records: Path = context.run.benchmark / result["id"] / "requests.jsonl"
+    return records
+
+
+def _limit(context: StageContext) -> str:
+    return f"benchmark.timeout_s = {context.recipe.job.benchmark.timeout_s:g} s"
 
 
 def _failures(result: dict[str, Any]) -> str:

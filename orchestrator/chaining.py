@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from orchestrator.errors import Problem
 from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.infrastructure import RoleResources
-from orchestrator.errors import Problem
 
 _WHERE = "job.infrastructure.successor_lead"
 

@@ -15,7 +15,10 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__, commands
-from orchestrator.compose import Composed, Parts, Request, compose, load, reopen
+from orchestrator.compose import Composed, Parts, Request, compose, load, reopen, saved_recipe
+from orchestrator.dependency import KINDS, dependency_words, record_queued, scheduler_of
+from orchestrator.earlier import find_earlier, with_earlier
+from orchestrator.environment import commands as environment
 from orchestrator.errors import OrchError, StorageError, UserError
 from orchestrator.history import RunState, run_state
 from orchestrator.hosts import PROJECT
@@ -31,8 +34,8 @@ from orchestrator.summary import Outcome, headline
 from orchestrator.transports import LocalTransport
 from orchestrator.transports.ways import close_ways
 
-_OWN_COMMANDS = ("run", "validate", "schema", "list", "status", "logs", "stop", "resume", "report")
-COMMANDS = (*_OWN_COMMANDS, *space.COMMANDS, *sitecheck.COMMANDS)
+_OWN_COMMANDS = ("run", "validate", "schema", "list", "status", "logs", "stop", "resume", "report", "after")
+COMMANDS = (*_OWN_COMMANDS, *space.COMMANDS, *sitecheck.COMMANDS, *environment.COMMANDS)
 # What the shell shows of a program that SIGPIPE ended.
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 _OTHER_FOLDER = "Name a folder in which you may write; it is made if it is not there."
@@ -47,6 +50,7 @@ commands (RUN is 'latest' if not given):
   orch.py stop [RUN]              end a run's jobs, kept services included
   orch.py resume [RUN]            go on with what is missing; start a dry run
   orch.py report [RUN]            write the report anew, print the main figures
+  orch.py after RECIPE            print job.after as an option of sbatch or qsub
 """
 _EXIT_CODES = """
 exit codes: 0 done, 1 the run failed, 2 wrong input, 130 Ctrl-C
@@ -92,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orch.py",
         description="One recipe in; a served, measured, monitored and self-tuning LLM workload out.",
-        epilog=EPILOG + space.EPILOG + sitecheck.EPILOG + _EXIT_CODES,
+        epilog=EPILOG + space.EPILOG + sitecheck.EPILOG + environment.EPILOG + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"orch {__version__}")
@@ -129,8 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true", help="keep on printing until the job ends")
     logs.add_argument("service", nargs="?", default=None, metavar="SERVICE", help="orchestrator's own log if not given")
     logs.add_argument("--run", default=LATEST, metavar="RUN")
+    after = subparsers.add_parser("after", parents=[common], help="print the option that orders batch jobs")
+    after.add_argument("--scheduler", choices=KINDS, default=None, help="what takes the batch job; found if not given")
+    after.add_argument("--submitted", metavar="ID", default=None, help="the batch job is in the queue: record its id")
+    after.add_argument("words", nargs=argparse.REMAINDER, metavar="RECIPE …", help="what follows orch.py in that job")
     space.add_commands(subparsers, [common, as_json, folder])
     sitecheck.add_commands(subparsers, [common, as_json, folder], common)
+    environment.add_commands(subparsers, [common, as_json, folder])
     return parser
 
 
@@ -140,10 +149,13 @@ def _dispatch(arguments: argparse.Namespace, parts: Parts) -> int:
         return 0
     if arguments.command == "run":
         return _run(arguments, parts)
-    if arguments.command == "validate":
-        return _validate(arguments)
+    without_parts = {"validate": _validate, "after": _after}
+    if arguments.command in without_parts:
+        return without_parts[arguments.command](arguments)
     if arguments.command in sitecheck.COMMANDS:
         return sitecheck.run_command(arguments, parts.packages)
+    if arguments.command in environment.COMMANDS:
+        return environment.run_command(arguments, parts.packages)
     output_dir: Path = arguments.output_dir or PROJECT / "output"
     _check_output_dir(output_dir)
     if arguments.command == "list":
@@ -181,11 +193,37 @@ def _validate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _after(arguments: argparse.Namespace) -> int:
+    """Print the words of the option on one line, or nothing."""
+    inner = _parser().parse_args(_with_command(arguments.words))
+    is_started = inner.command == "resume" or (inner.command == "run" and not inner.dry_run)
+    if not is_started:
+        return 0
+    output_dir: Path = inner.output_dir or PROJECT / "output"
+    scheduler = scheduler_of(arguments.scheduler)
+    run = find_run(output_dir, inner.run) if inner.command == "resume" else None
+    if arguments.submitted is not None:
+        # A run that the job itself is to make has no directory yet.
+        if run is not None:
+            record_queued(run, arguments.submitted, scheduler, LocalTransport())
+        return 0
+    if run is None:
+        entries = load(_request(inner))[0].job.after
+    else:
+        entries = () if run_state(run).has_waited else saved_recipe(run).job.after
+        output_dir = run.root.parent
+    words = dependency_words(find_earlier(entries, output_dir), scheduler, LocalTransport())
+    if words:
+        print(" ".join(words))  # noqa: T201
+    return 0
+
+
 def _run(arguments: argparse.Namespace, parts: Parts) -> int:
     transport = LocalTransport()
     os.umask(0o077)
     _check_output_dir(arguments.output_dir or PROJECT / "output")
     composed = compose(_request(arguments), parts, transport, is_plan_only=arguments.dry_run)
+    composed = with_earlier(composed, is_plan_only=arguments.dry_run)
     _write(composed)
     plan = composed.plan
     if arguments.dry_run:

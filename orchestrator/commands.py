@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,22 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.atomic import read_json
-from orchestrator.errors import RunNotFoundError, UserError
+from orchestrator.compose import saved_recipe
+from orchestrator.errors import NoConnectionError, RemoteFileError, RunNotFoundError, UserError
 from orchestrator.history import RunState, run_state, stop_run, tracker_of
+from orchestrator.hosts import Host, open_hosts
 from orchestrator.jobs import JobTracker
-from orchestrator.logs import follow, log_paths
+from orchestrator.logs import CHUNK_BYTES, LOOK_EVERY_S, ReadLogs, follow, log_candidates, log_paths
 from orchestrator.progress import elapsed
+from orchestrator.recipe.hosts import HERE
 from orchestrator.report import write_report
 from orchestrator.rundir import RunDir, iter_runs
 from orchestrator.summary import headline
+from orchestrator.transports import FileContent
+from orchestrator.transports.ways import can_ask
+
+# One command over SSH each time.
+LOOK_THERE_EVERY_S = 1.0
 
 
 def list_runs(output_dir: Path, as_json: bool) -> int:
@@ -41,7 +50,7 @@ def list_runs(output_dir: Path, as_json: bool) -> int:
         table.add_column(name, no_wrap=name != "run", overflow="fold")
     for state in states:
         started = time.strftime("%m-%d %H:%M", time.localtime(state.started_at)) if state.started_at else "-"
-        table.add_row(state.run.root.name, state.scheduler, _state_text(state), started, _took(state))
+        table.add_row(state.run.root.name, state.scheduler, _short_state(state), started, _took(state))
     Console(markup=False).print(table)
     return 0
 
@@ -84,27 +93,60 @@ def show_logs(run: RunDir, service: str | None, follow_on: bool) -> int:
     Raises:
         UserError: the run has no such service.
     """
-    tracker = tracker_of(run)
-    if service is None:
-        paths = [run.orchestrator_log]
-    elif service in tracker:
-        job_id = tracker[service].job_id
-        paths = log_paths(run, service, job_id)
-    else:
+    hosts = open_hosts(saved_recipe(run), run, only_looks=True)
+    tracker = tracker_of(run, hosts=hosts)
+    if service is not None and service not in tracker:
         raise UserError(
             f"the run has no job '{service}'.\nIts jobs: {', '.join(job.name for job in tracker.jobs) or 'none'}."
         )
-
-    def is_over() -> bool:
-        return not follow_on or _has_ended(run, tracker, service)
+    host, paths, poll_s, is_whole = hosts[HERE], [run.orchestrator_log], LOOK_EVERY_S, False
+    if service is not None:
+        job = tracker[service]
+        paths = log_paths(run, service, job.job_id)
+        is_elsewhere = hosts[job.planned.host].there(run.logs) != run.logs
+        # The logs of a job elsewhere are brought here when it has ended.
+        is_whole = is_elsewhere and any(path.exists() for path in paths)
+        if is_elsewhere and not is_whole:
+            host, poll_s = hosts[job.planned.host], LOOK_THERE_EVERY_S
+            paths = log_candidates(run, service, job.job_id)
 
     try:
-        for text in follow(lambda: paths, is_over):
+        host.transport.open(interactive=can_ask())
+    except NoConnectionError:
+        if not follow_on:
+            raise
+
+    def is_over() -> bool:
+        return is_whole or not follow_on or _has_ended(run, tracker, service)
+
+    try:
+        for text in follow(paths, _reader(host, follow_on), is_over, poll_s):
             sys.stdout.write(text)
             sys.stdout.flush()
     except (KeyboardInterrupt, BrokenPipeError):
         return 130
     return 0
+
+
+def _reader(host: Host, follow_on: bool) -> ReadLogs:
+    """Return what reads logs where they are written; a connection that is cut is waited for, if they are followed.
+
+    Its ``read`` raises TransportError for what does not mend itself, such as a refused login.
+    """
+
+    def read(starts: Mapping[Path, int]) -> Mapping[Path, FileContent] | None:
+        try:
+            found = host.read_growing(starts, CHUNK_BYTES)
+        except NoConnectionError:
+            if not follow_on:
+                raise
+            return None
+        for path, content in found.items():
+            if content.problem is not None:
+                raise RemoteFileError(host.transport.host, str(host.there(path)), content.problem)
+        return found
+
+    return read
 
 
 def stop(run: RunDir, as_json: bool) -> int:
@@ -152,7 +194,22 @@ def _url(run: RunDir, service: str) -> str | None:
 
 
 def _state_text(state: RunState) -> str:
+    if state.waits_for:
+        return f"{state.state}, waiting for {', '.join(Path(root).name for root in state.waits_for)}"
+    if state.own_job is not None and state.state != "running":
+        return f"{state.state}, submitted as batch job {state.own_job.job_id}"
     return f"{state.state}, services kept" if state.kept else state.state
+
+
+def _short_state(state: RunState) -> str:
+    """Return _state_text with ids in place of runs' names, which would take the room of the other columns."""
+    if state.waits_for:
+        plans = [(root, read_json(RunDir(Path(root)).plan)) for root in state.waits_for]
+        ids = [plan["run_id"] if isinstance(plan, dict) else Path(root).name for root, plan in plans]
+        return f"waiting for {', '.join(ids)}"
+    if state.own_job is not None and state.state != "running":
+        return f"{state.state}, job {state.own_job.job_id}"
+    return _state_text(state)
 
 
 def _took(state: RunState) -> str:
@@ -172,6 +229,7 @@ def _state_json(state: RunState) -> dict[str, Any]:
         "started_at": state.started_at,
         "finished_at": state.finished_at,
         "kept": state.kept,
+        "waits_for": list(state.waits_for),
     }
 
 

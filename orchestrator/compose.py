@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import secrets
 import shutil
@@ -12,9 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from orchestrator import __version__
+from orchestrator.allocation.broker import Broker
+from orchestrator.allocation.contexts import in_one_allocation
+from orchestrator.allocation.within import WITHIN
+from orchestrator.arrays import PlannedArray, plan_array
 from orchestrator.atomic import read_json, write_json, write_text
 from orchestrator.errors import NotHereError, RecipeError, RunNotFoundError, StorageError, UserError
 from orchestrator.forecast.make import Place, make_forecast
@@ -24,9 +29,9 @@ from orchestrator.notices import missing_for
 from orchestrator.plan import Plan, PlannedJob, check_names, plan_job
 from orchestrator.recipe.document import Recipe
 from orchestrator.recipe.guard import Notice
-from orchestrator.recipe.hosts import HERE
+from orchestrator.recipe.hosts import HERE, STEPS
 from orchestrator.recipe.load import escape_variables, load_recipe, parse_recipe
-from orchestrator.resolve import resolve
+from orchestrator.resolve import ROLES, resolve
 from orchestrator.rundir import RunDir, new_run_id
 from orchestrator.service import JobDraft, PlanContext, Role, Service
 from orchestrator.site import Site, load_site
@@ -81,6 +86,20 @@ class Composed:
     def plan_job(self, draft: JobDraft, generation: int) -> PlannedJob:
         """Return a further job of the run; see plan.plan_job."""
         return _plan_at_its_host(draft, self.contexts, self.hosts, generation)
+
+    def array_planner(
+        self, next_generation: Callable[[str], int]
+    ) -> Callable[[Sequence[JobDraft]], PlannedArray] | None:
+        """Return what plans trials that are submitted together, or None where each is submitted alone.
+
+        Args:
+            next_generation: Returns which submission of the job of a name the next one is.
+        """
+        if not _has_arrays(self.recipe, self.contexts, self.hosts):
+            return None
+        return lambda drafts: _plan_array_at_its_host(
+            drafts, self.contexts, self.hosts, next_generation(drafts[0].name)
+        )
 
     def plan_service_again(self, name: str, generation: int) -> PlannedJob:
         """Return the job of a planned service for another submission, its script written.
@@ -138,7 +157,7 @@ def compose(request: Request, parts: Parts, transport: Transport, is_plan_only: 
     cache = Path(site.cache_dir).expanduser().absolute() if site.cache_dir else PROJECT / "output" / "cache"
     hosts = open_hosts(resolved.recipe, run, transport)
     contexts = _contexts(resolved.recipe, hosts, run, run_id, cache)
-    services, left_out = parts.services_of(contexts)
+    services, left_out = services_of(parts, contexts, hosts)
     stages = tuple(stage for stage in parts.stages if stage.is_wanted(resolved.recipe))
     missing = _check([*services, *stages], contexts, is_plan_only)
     drafts = [service.draft(contexts[service.role]) for service in services]
@@ -147,7 +166,9 @@ def compose(request: Request, parts: Parts, transport: Transport, is_plan_only: 
     missing += _check_notices(job.notify, is_plan_only)
     samples = [draft for draft in (stage.sample_job(contexts["trial"]) for stage in stages) if draft is not None]
     trial = _plan_at_its_host(samples[0], contexts, hosts) if samples else None
+    array = _sample_array(samples[0], resolved.recipe, contexts, hosts) if samples else None
     partitions = {HERE: site.partitions, **{name: spec.partitions for name, spec in job.hosts.items()}}
+    partitions |= {STEPS: partitions[job.resources.server.host or HERE], WITHIN: site.partitions}
     places = {host.name: Place(host.scheduler, host.transport, partitions[host.name]) for host in hosts}
     plan = Plan(
         run_id=run_id,
@@ -159,9 +180,21 @@ def compose(request: Request, parts: Parts, transport: Transport, is_plan_only: 
         notes=(f"site file: {site_source}", *resolved.notes, *left_out, *missing),
         cache=cache,
         forecast=make_forecast(job, jobs, trial, cache, places),
+        array=array,
     )
     recorded = resolved.recipe.model_copy(update={"provenance": _provenance(resolved.recipe, run_id)})
     return Composed(recorded, hosts, plan, contexts, tuple(services), stages)
+
+
+def services_of(parts: Parts, contexts: Mapping[Role, PlanContext], hosts: Hosts) -> tuple[list[Service], list[str]]:
+    """Return the services of a run, the job that they are steps of first, and notes on what is left out."""
+    services, left_out = parts.services_of(contexts)
+    context = contexts.get("allocation")
+    if context is None:
+        return services, left_out
+    scheduler = hosts[context.host].scheduler
+    launcher = context.recipe.job.infrastructure.launcher or hosts[STEPS].scheduler.launcher
+    return [Broker(launcher, scheduler.stop_grace_s), *services], left_out
 
 
 def _plan_at_its_host(
@@ -170,6 +203,29 @@ def _plan_at_its_host(
     """Return the job of a draft, planned for where its role's jobs run; see plan.plan_job."""
     context = contexts[draft.role]
     return plan_job(draft, context, hosts[context.host].scheduler, context.run_id, generation)
+
+
+def _plan_array_at_its_host(
+    drafts: Sequence[JobDraft], contexts: Mapping[Role, PlanContext], hosts: Hosts, generation: int = 1
+) -> PlannedArray:
+    context = contexts[drafts[0].role]
+    return plan_array(drafts, context, hosts[context.host].scheduler, context.run_id, generation)
+
+
+def _has_arrays(recipe: Recipe, contexts: Mapping[Role, PlanContext], hosts: Hosts) -> bool:
+    is_wanted = recipe.job.hpo is not None and recipe.job.hpo.job_arrays
+    return is_wanted and hosts[contexts["trial"].host].scheduler.arrays is not None
+
+
+def _sample_array(
+    sample: JobDraft, recipe: Recipe, contexts: Mapping[Role, PlanContext], hosts: Hosts
+) -> PlannedArray | None:
+    """Return the largest array that the search can submit, or None if it submits none."""
+    hpo = recipe.job.hpo
+    size = min(hpo.parallel_trials, hpo.trials) if hpo is not None else 0
+    if size < 2 or not _has_arrays(recipe, contexts, hosts):
+        return None
+    return _plan_array_at_its_host([sample] * size, contexts, hosts)
 
 
 def _contexts(recipe: Recipe, hosts: Hosts, home: RunDir, run_id: str, cache: Path) -> dict[Role, PlanContext]:
@@ -184,7 +240,7 @@ def _contexts(recipe: Recipe, hosts: Hosts, home: RunDir, run_id: str, cache: Pa
     """
     job = recipe.job
     contexts: dict[Role, PlanContext] = {}
-    for role in get_args(Role):
+    for role in ROLES:
         host = hosts[getattr(job.resources, role).host or HERE]
         common: dict[str, Any] = {
             "run": host.run,
@@ -198,6 +254,7 @@ def _contexts(recipe: Recipe, hosts: Hosts, home: RunDir, run_id: str, cache: Pa
             bind = job.network.bind or host.scheduler.default_bind
             contexts[role] = PlanContext(recipe=recipe, project=PROJECT, cache=cache, bind=bind, **common)
             continue
+        common["is_here"] = False
         spec = job.hosts[host.name]
         infrastructure = job.infrastructure.model_copy(update={"batch_template": spec.batch_template})
         view = job.model_copy(
@@ -210,7 +267,7 @@ def _contexts(recipe: Recipe, hosts: Hosts, home: RunDir, run_id: str, cache: Pa
             bind=spec.bind or host.scheduler.default_bind,
             **common,
         )
-    return contexts
+    return in_one_allocation(contexts, os.environ)
 
 
 def reopen(run: RunDir, parts: Parts) -> Composed:
@@ -232,7 +289,7 @@ def reopen(run: RunDir, parts: Parts) -> Composed:
     for host in hosts:
         # Before anything is looked for there: it may have to ask for a second factor.
         host.transport.open(interactive=can_ask())
-    services, notes = parts.services_of(contexts)
+    services, notes = services_of(parts, contexts, hosts)
     gone = {job.name for job in plan.jobs} - {service.name for service in services}
     if gone:
         raise UserError(

@@ -256,5 +256,23 @@ class ServiceAnswerError(OrchError):
     """A service of the run gave an answer that cannot be used."""
 
 
+class EarlierRunError(OrchError):
+    """A run that had to be completed before this one has ended otherwise.
+
+    Attributes:
+        run: Its directory.
+        state: How it ended.
+    """
+
+    def __init__(self, run: str, state: str) -> None:
+        self.run, self.state = run, state
+        name = run.rpartition("/")[2]
+        super().__init__(
+            f"job.after: {name} has ended as {state} and had to be completed: nothing was submitted.\n"
+            f"`orch.py resume {name}` goes on with it; resume or start this run when it is completed. "
+            f"To start whichever way it ends, write {{run: {name}, when: ended}}."
+        )
+
+
 class StopRequestedError(OrchError):
     """``orch.py stop`` asked this run to end."""

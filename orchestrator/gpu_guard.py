@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.ledger import Ledger
 from orchestrator.plan import PlannedJob
 from orchestrator.recipe.base import time_limit_s
+from orchestrator.recipe.hosts import STEPS
 from orchestrator.records import StatusRecord, read_heartbeat, read_status
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
@@ -55,11 +56,19 @@ class Spending:
 
 @dataclass
 class _Use:
-    """One submitted job, put together from the ledger."""
+    """One submitted job, put together from the ledger.
+
+    Attributes:
+        planned: Its line of the plan.
+        spans: From when to when each attempt was seen to have its GPUs; None for one that still has them.
+        state: The last that was seen of it.
+        seen_at: When that was; seconds since the epoch as everything here.
+    """
 
     planned: Mapping[str, Any]
     spans: list[tuple[float, float | None]] = field(default_factory=list)
     state: str = JobState.PENDING
+    seen_at: float = 0.0
 
     def note(self, state: str, at: float) -> None:
         """Take a change of state."""
@@ -68,19 +77,30 @@ class _Use:
             self.spans.append((at, None))
         elif state not in _HOLDING and is_open:
             self.spans[-1] = (self.spans[-1][0], at)
-        self.state = state
+        self.state, self.seen_at = state, at
 
     def refine(self, record: StatusRecord, heartbeat_at: float | None) -> None:
-        """Put the last attempt's own word in the place of what was seen of it, which may have been hours later."""
-        seen_end = None
-        if self.spans and (self.spans[-1][1] is None or self.spans[-1][1] > record.started_at):
-            seen_end = self.spans.pop()[1]
+        """Put an attempt's own word in the place of what was seen of it, which may have been hours later.
+
+        The record is the last attempt's that has begun: a requeued job may have its GPUs again, and its supervisor not
+        have written its first word yet. An attempt begins after the one before it was seen to have ended.
+        """
+        count = len(self.spans)
+        index = next((i for i, (_, end) in enumerate(self.spans) if end is None or end > record.started_at), count)
         end = record.finished_at
-        if end is None and seen_end is not None:
-            end = heartbeat_at or seen_end
-        self.spans.append((record.started_at, end))
-        if record.is_finished and self.state not in _WAITING:
+        if end is None:
+            seen_end = self.spans[index][1] if index < count else self._seen_end(record.started_at)
+            if seen_end is not None:
+                end = seen_end if heartbeat_at is None else min(heartbeat_at, seen_end)
+        self.spans[index : index + 1] = [(record.started_at, end)]
+        if record.is_finished and index >= count - 1 and self.state not in _WAITING:
             self.state = JobState.COMPLETED
+
+    def _seen_end(self, started_at: float) -> float | None:
+        """Return when an attempt that was never seen running was seen to have ended, or None."""
+        if not self.is_open or (self.state in _WAITING and started_at < self.seen_at):
+            return self.seen_at
+        return None
 
     @property
     def is_open(self) -> bool:
@@ -94,7 +114,8 @@ class _Use:
     @property
     def gpus(self) -> int:
         resources = self.planned["resources"]
-        return (resources.get("gpus") or 0) * (resources.get("nodes") or 1)
+        is_step = self.planned.get("host") == STEPS
+        return 0 if is_step else (resources.get("gpus") or 0) * (resources.get("nodes") or 1)
 
 
 class GpuGuard:
@@ -120,22 +141,26 @@ class GpuGuard:
         self._run, self._cap, self._clock = run, cap, clock
         self._trial_timeout_s, self._limits_s = trial_timeout_s, limits_s
 
-    def check(self, planned: PlannedJob) -> None:
-        """Let ``planned`` be submitted, or not.
+    def check(self, planned: PlannedJob, *beside: PlannedJob) -> None:
+        """Let ``planned`` be submitted, or not, with the jobs ``beside`` it that are to be submitted together with it.
 
         Raises:
             GpuCapError: the run could go over its cap.
         """
-        gpus = (planned.resources.gpus or 0) * (planned.resources.nodes or 1)
-        if self._cap is None or not gpus:
+        if self._cap is None or not planned.gpus:
             return
         state = self.spending()
-        limit_s = self._limit_s(planned.as_json(""))
-        own = None if limit_s is None else gpus * limit_s / 3600
+        own = self._most(planned)
+        state = replace(state, tasks=state.tasks + sum(self._most(other) or 0.0 for other in beside))
         if state.spent >= self._cap or state.spent + state.services + state.tasks + (own or 0.0) > self._cap:
             error = GpuCapError(planned.name, state, own, self._cap)
             Ledger(self._run.events).append("job_over_cap", job=planned.name, cap=self._cap, spent=state.spent)
             raise error
+
+    def _most(self, planned: PlannedJob) -> float | None:
+        """Return the GPU-hours that a job can use, or None if it has no wall time to count with."""
+        limit_s = self._limit_s(planned.as_json(""))
+        return None if limit_s is None else planned.gpus * limit_s / 3600
 
     def figures(self) -> dict[str, Any]:
         """Return what summary.json says of GPU-hours."""
@@ -166,22 +191,22 @@ class GpuGuard:
     def _uses(self) -> Iterable[_Use]:
         """Return every job that was ever submitted in the run and has GPUs."""
         intents: dict[str, Mapping[str, Any]] = {}
-        uses: dict[str, _Use] = {}
-        by_id: dict[str, _Use] = {}
+        uses: dict[tuple[str, str], _Use] = {}
+        # A scheduler that lost its memory gives an id out again; of one name only the last job is watched.
+        watched: dict[tuple[str, str], _Use] = {}
         for event in Ledger(self._run.events).events("job_intent", "job_submitted", "job_state"):
             if event["event"] == "job_intent":
                 intents[event["token"]] = event["planned"]
             elif event["event"] == "job_submitted" and event["token"] in intents:
-                use = _Use(intents[event["token"]])
-                if use.gpus:
-                    uses[event["token"]] = by_id[event["job_id"]] = use
-            elif event["event"] == "job_state" and event["job_id"] in by_id:
-                by_id[event["job_id"]].note(event["state"], event["at"])
-        for token, use in uses.items():
+                use = uses.setdefault((event["token"], event["job_id"]), _Use(intents[event["token"]]))
+                watched[event["job"], event["job_id"]] = use
+            elif event["event"] == "job_state" and (event["job"], event["job_id"]) in watched:
+                watched[event["job"], event["job_id"]].note(event["state"], event["at"])
+        for (token, job_id), use in uses.items():
             record = read_status(self._run, token)
-            if record is not None:
+            if record is not None and record.job_id == job_id:
                 use.refine(record, read_heartbeat(self._run, token))
-        return uses.values()
+        return [use for use in uses.values() if use.gpus]
 
 
 def _since_start(use: _Use, now: float) -> float:

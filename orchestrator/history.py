@@ -12,10 +12,12 @@ from typing import Any
 from orchestrator.atomic import read_json, write_json
 from orchestrator.compose import saved_plan, saved_recipe
 from orchestrator.errors import OrchError, RunBusyError, RunNotFoundError, StorageError
-from orchestrator.hosts import open_hosts
+from orchestrator.hosts import Hosts, open_hosts
 from orchestrator.jobs import JobTracker
 from orchestrator.lease import Lease, living_owner
 from orchestrator.ledger import Ledger
+from orchestrator.life import LIFE_EVENTS, Life
+from orchestrator.own_job import OwnJob
 from orchestrator.plan import PlannedJob
 from orchestrator.report import write_report
 from orchestrator.rundir import RunDir
@@ -26,7 +28,6 @@ STOP_PATIENCE_S = 120.0
 _JOB_EVENTS = (
     "job_intent", "job_submitted", "job_refused", "job_abandoned", "job_handed_over", "successor_dropped", "cancel",
 )  # fmt: skip
-_LIFE_EVENTS = ("run_started", "run_resumed", "run_finished", "orchestrator_left", "run_stopped")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class RunState:
         started_at: Seconds since the epoch, or None if it was only planned.
         kept: Whether its services were left up.
         resumed: How many times it was resumed.
+        waits_for: Directories of the runs that it waits for now (job.after).
+        has_waited: Whether it need not wait for any run any more.
+        own_job: The batch job that its orchestrator is, or will be where that is in the queue; or None.
     """
 
     run: RunDir
@@ -48,6 +52,9 @@ class RunState:
     finished_at: float | None
     kept: bool
     resumed: int
+    waits_for: tuple[str, ...]
+    has_waited: bool
+    own_job: OwnJob | None
 
 
 def run_state(run: RunDir) -> RunState:
@@ -58,26 +65,25 @@ def run_state(run: RunDir) -> RunState:
     """
     plan = _plan(run)
     recipe = read_json(run.recipe) or {}
-    state, started, finished, kept = "planned", None, None, False
-    resumed = 0
-    for event in Ledger(run.events).events(*_LIFE_EVENTS):
-        match event["event"]:
-            case "run_started":
-                state, started = "running", event["at"]
-            case "run_resumed":
-                state, finished, kept, resumed = "running", None, False, resumed + 1
-            case "run_finished":
-                state, finished, kept = event["state"], event["at"], bool(event.get("kept"))
-            case "run_stopped":
-                kept = False
-                if state in {"running", "left"}:
-                    state, finished = "stopped", event["at"]
-            case _:
-                state = "left"
-    if state == "running" and not is_orchestrated(run):
-        state = "left"
-    name = recipe.get("job", {}).get("name", run.root.name)
-    return RunState(run, name, plan["scheduler"], state, started, finished, kept, resumed)
+    # Asked first: an orchestrator that ends has written so before it lets go.
+    is_alive = is_orchestrated(run)
+    life = Life()
+    for event in Ledger(run.events).events(*LIFE_EVENTS):
+        life.take(event)
+    is_running = life.state == "running" and is_alive
+    return RunState(
+        run=run,
+        name=recipe.get("job", {}).get("name", run.root.name),
+        scheduler=plan["scheduler"],
+        state="left" if life.state == "running" and not is_alive else life.state,
+        started_at=life.started_at,
+        finished_at=life.finished_at,
+        kept=life.kept,
+        resumed=life.resumed,
+        waits_for=life.waits_for if is_running else (),
+        has_waited=life.has_waited,
+        own_job=life.own_job if is_running else life.queued_as,
+    )
 
 
 def is_orchestrated(run: RunDir) -> bool:
@@ -85,18 +91,19 @@ def is_orchestrated(run: RunDir) -> bool:
     return living_owner(run.lease) is not None
 
 
-def tracker_of(run: RunDir, ledger: Ledger | None = None) -> JobTracker:
+def tracker_of(run: RunDir, ledger: Ledger | None = None, hosts: Hosts | None = None) -> JobTracker:
     """Return a tracker with every job that the ledger of ``run`` tells of; nothing is asked yet.
 
     Args:
         run: The run.
         ledger: Where what happens is recorded; None for a tracker that only looks.
+        hosts: Where its jobs run, opened with ``only_looks``; opened here if not given.
 
     Raises:
         RunNotFoundError: the run's files cannot be read.
     """
     recipe = saved_recipe(run)
-    tracker = JobTracker(run, ledger, open_hosts(recipe, run, only_looks=True), recipe.job.polling)
+    tracker = JobTracker(run, ledger, hosts or open_hosts(recipe, run, only_looks=True), recipe.job.polling)
     replay(run, tracker)
     return tracker
 

@@ -18,6 +18,7 @@ class HostView:
         self.next_query = self.next_collect = 0.0
         self.has_answered = self.is_reachable = True
         self.answered_at = 0.0
+        self.has_arrays = False
 
     def ask(self, argv: Sequence[str]) -> Answer:
         """Return the answer of one of the scheduler's commands."""
@@ -29,7 +30,7 @@ class HostView:
 
     def query(self) -> dict[str, Seen] | None:
         """Return what the scheduler says of all jobs, or None if it does not answer properly."""
-        return self.scheduler.parse_status(self.ask(self.scheduler.status_argv()))
+        return self.scheduler.parse_status(self.ask(self.scheduler.status_argv(with_tasks=self.has_arrays)))
 
     def there(self, path: Path) -> Path:
         """Return a path of the orchestrator's copy of the run as the host's programs see it."""

@@ -7,18 +7,21 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+from orchestrator.arrays import PlannedArray
 from orchestrator.errors import CannotStartError, CommandError, JobFailedError, StorageError, TransportError
 from orchestrator.host_view import HostView
 from orchestrator.hosts import Hosts
 from orchestrator.job_table import JobTable
+from orchestrator.journal import Journal
 from orchestrator.ledger import Ledger
 from orchestrator.logs import last_words
 from orchestrator.plan import PlannedJob
+from orchestrator.recipe.hosts import STEPS
 from orchestrator.recipe.infrastructure import Polling
 from orchestrator.records import read_heartbeat, read_status
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState, Seen
-from orchestrator.submission import Journal, Submitter
+from orchestrator.submission import Guard, Submitter
 from orchestrator.tracked import TrackedJob
 from orchestrator.truth import Evidence, judge
 
@@ -37,7 +40,7 @@ class JobTracker:
         hosts: Hosts,
         polling: Polling,
         uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
-        guard: Callable[[PlannedJob], None] = lambda _: None,
+        guard: Guard = lambda *_: None,
     ) -> None:
         """Start with no jobs.
 
@@ -47,7 +50,7 @@ class JobTracker:
             hosts: Where jobs run, with their schedulers.
             polling: How often to look.
             uninterrupted: Holds signals back while a job is being submitted.
-            guard: Asked before each submission; raises where there is to be none.
+            guard: Asked before each submission; see Guard.
         """
         self._run, self._polling = run, polling
         self._journal, self._table = Journal(run, ledger), JobTable()
@@ -56,6 +59,7 @@ class JobTracker:
             self._journal, self._table, self._views, polling.submits_per_s, uninterrupted, guard
         )
         self._done: dict[str, TrackedJob] = {}
+        self._vain_since: float | None = None
 
     @property
     def jobs(self) -> tuple[TrackedJob, ...]:
@@ -100,6 +104,24 @@ class JobTracker:
             GpuCapError: the run has used up its GPU-hours.
         """
         return self._submitter.submit(planned)
+
+    def submit_array(self, array: PlannedArray) -> list[TrackedJob]:
+        """Submit all jobs of ``array`` with one command, its scripts already written, and return them tracked.
+
+        Raises:
+            SubmitError: the scheduler refused all of them, or it is not known whether it took them; see submit.
+            StorageError: an intent could not be recorded, so nothing was submitted.
+            GpuCapError: not all of them fit into the run's GPU-hours.
+        """
+        return self._submitter.submit_array(array)
+
+    def check(self, planned: PlannedJob, *beside: PlannedJob) -> None:
+        """Let ``planned`` be submitted together with the jobs ``beside`` it, or not.
+
+        Raises:
+            GpuCapError: the run has used up its GPU-hours.
+        """
+        self._submitter.check(planned, *beside)
 
     def submit_successor(self, planned: PlannedJob) -> TrackedJob:
         """Submit a job that is to take the place of the living one of its name; see submit for the errors."""
@@ -245,9 +267,12 @@ class JobTracker:
         Raises:
             JobFailedError: with the last lines of its log.
         """
+        is_ending = any(job.planned.role == "allocation" and job.is_ending for job in self.services)
         for job in self.services if jobs is None else jobs:
             if self._table.successor(job.name) is not None:
                 continue
+            if is_ending and job.planned.host == STEPS:
+                continue  # the end of its allocation is about to tell why
             if job.planned.kind == "service" and job.planned.is_essential and job.state.is_final and not job.cancelled:
                 raise self.failure(job)
 
@@ -262,6 +287,21 @@ class JobTracker:
                 continue
             if time.monotonic() - job.stuck_since > STUCK_PATIENCE_S:
                 raise CannotStartError(job.name, job.job_id, (job.seen and job.seen.reason) or "no reason given")
+        waiting = self._waiting_in_vain()
+        if waiting is None:
+            self._vain_since = None
+            return
+        self._vain_since = self._vain_since or time.monotonic()
+        if time.monotonic() - self._vain_since > STUCK_PATIENCE_S:
+            reason = f"{waiting.seen and waiting.seen.reason}, and services that do not end hold all the rest"
+            raise CannotStartError(waiting.name, waiting.job_id, reason)
+
+    def _waiting_in_vain(self) -> TrackedJob | None:
+        """Return a step that waits for a part of its allocation which is held by services only."""
+        steps = [job for job in self._table.open if job.planned.host == STEPS and not job.cancelled]
+        waiting = [job for job in steps if job.state == JobState.PENDING]
+        are_held = all(job.is_ready and job.planned.kind == "service" for job in steps if job not in waiting)
+        return waiting[0] if waiting and are_held and len(waiting) < len(steps) else None
 
     def failure(self, job: TrackedJob) -> JobFailedError:
         """Return the error that tells of a job's end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,29 @@ class Ledger:
         A torn last line (the writer was killed while writing) is left out.
         """
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            text = self._path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and (not kinds or event.get("event") in kinds):
-                yield event
+        yield from _events(text, kinds)
+
+    def events_from(self, start: int, *kinds: str) -> tuple[list[dict[str, Any]], int]:
+        """Return the events of the given kinds in whole lines behind byte ``start``, and where the next line begins.
+
+        Raises:
+            FileNotFoundError: there is no ledger.
+        """
+        with self._path.open("rb") as file:
+            file.seek(start)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        return list(_events(whole.decode(errors="replace"), kinds)), start + len(whole)
+
+
+def _events(text: str, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and (not kinds or event.get("event") in kinds):
+            yield event

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.atomic import write_json, write_text
 from orchestrator.batch_template import render_job
@@ -15,11 +15,14 @@ from orchestrator.errors import UserError
 from orchestrator.forecast.document import Forecast
 from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.guard import Notice
-from orchestrator.recipe.hosts import HERE
+from orchestrator.recipe.hosts import HERE, STEPS
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import Scheduler
 from orchestrator.service import JobDraft, PlanContext, Sidecar, Target
+
+if TYPE_CHECKING:
+    from orchestrator.arrays import PlannedArray
 
 SCHEMA_VERSION = 1
 # How long before its wall time a job that is to be requeued is told. Source: sbatch(1), --signal: it may come up to
@@ -38,6 +41,7 @@ class PlannedJob:
         config_text: The supervisor's configuration, byte for byte.
         host: Where it runs.
         pulls: Files of the run that it writes and that are read while it runs, below the run directory.
+        in_array: Whether it is a task of a job array; its script is then what the array's own script ends in.
     """
 
     name: str
@@ -54,6 +58,12 @@ class PlannedJob:
     is_essential: bool
     host: str = HERE
     pulls: tuple[str, ...] = ()
+    in_array: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that it holds on all its nodes; those of a step are its allocation's."""
+        return 0 if self.host == STEPS else (self.resources.gpus or 0) * (self.resources.nodes or 1)
 
     @property
     def sha256(self) -> str:
@@ -85,6 +95,7 @@ class PlannedJob:
             "startup_timeout_s": self.startup_timeout_s,
             "resources": self.resources.model_dump(mode="json", exclude_none=True),
             "pulls": list(self.pulls),
+            "in_array": self.in_array,
         }
 
     @classmethod
@@ -112,6 +123,7 @@ class PlannedJob:
             is_essential=data["is_essential"],
             host=data["host"],
             pulls=tuple(data["pulls"]),
+            in_array=data.get("in_array", False),
         )
         if job.sha256 != data["sha256"]:
             raise ValueError(f"{script} or {config} was changed since it was planned")
@@ -138,36 +150,68 @@ def plan_job(
     Raises:
         RenderError: a value cannot be put into the script safely.
     """
-    run, home, job = context.run, context.home, context.recipe.job
-    stem = draft.name if generation == 1 else f"{draft.name}-r{generation}"
-    token = job_token(run_id, stem)
-    batch_log = home.log(draft.name, "%j", "batch")
-    script_text = render_job(
-        scheduler.template,
-        job.infrastructure.batch_template,
-        scheduler.kind,
-        {
-            "job": {
-                "name": draft.name,
-                "token": token,
-                "log_dir": run.logs,
-                "run_dir": run.root,
-                "body": draft.body,
-                "experiment": job.name,
-            },
-            "resources": draft.resources,
-            "scheduler": job.scheduler,
-            "warning_s": WARNING_S,
-            "environment": job.environment,
-            "supervisor": {
-                "python": job.environment.supervisor_python,
-                "program": run.supervisor,
-                "config": run.supervisor_config(stem),
-            },
-            "service": draft.context,
-            "mail": _mail(job.notify, scheduler) if draft.role == "server" else None,
+    stem = job_stem(draft.name, generation)
+    values = script_values(draft, context, scheduler, draft.name, job_token(run_id, stem), stem)
+    template = context.recipe.job.infrastructure.batch_template
+    script_text = render_job(scheduler.template, template, scheduler.kind, values)
+    return planned_job(draft, context, scheduler, run_id, stem, script_text)
+
+
+def job_stem(name: str, generation: int) -> str:
+    """Return the name of a job's files and the end of its token."""
+    return name if generation == 1 else f"{name}-r{generation}"
+
+
+def script_values(
+    draft: JobDraft, context: PlanContext, scheduler: Scheduler, name: str, token: str, stem: str
+) -> dict[str, Any]:
+    """Return the values of a scheduler's skeleton.
+
+    Args:
+        draft: What is to run.
+        context: The run that it belongs to.
+        scheduler: The backend that will take it.
+        name: The name of the job's log.
+        token: The job's name in the scheduler.
+        stem: The name of the supervisor's configuration.
+    """
+    run, job = context.run, context.recipe.job
+    return {
+        "job": {
+            "name": name,
+            "token": token,
+            "log_dir": run.logs,
+            "run_dir": run.root,
+            "body": draft.body,
+            "experiment": job.name,
         },
-    )
+        "array": None,
+        "resources": draft.resources,
+        "components": draft.components,
+        "scheduler": job.scheduler,
+        "warning_s": WARNING_S,
+        "environment": job.environment,
+        "supervisor": {
+            "python": job.environment.supervisor_python,
+            "program": run.supervisor,
+            "config": run.supervisor_config(stem),
+        },
+        "service": draft.context,
+        "mail": _mail(job.notify, scheduler) if draft.role == "server" else None,
+    }
+
+
+def planned_job(
+    draft: JobDraft,
+    context: PlanContext,
+    scheduler: Scheduler,
+    run_id: str,
+    stem: str,
+    script_text: str,
+    in_array: bool = False,
+) -> PlannedJob:
+    """Return the job whose script is ``script_text``, with its supervisor's configuration; see plan_job."""
+    home, token = context.home, job_token(run_id, stem)
     config = _supervisor_config(draft, context, scheduler, run_id, token)
     return PlannedJob(
         name=draft.name,
@@ -178,12 +222,13 @@ def plan_job(
         script_text=script_text,
         config=home.supervisor_config(stem),
         config_text=json.dumps(config, indent=2) + "\n",
-        batch_log=batch_log,
+        batch_log=home.log(draft.name, "%j", "batch"),
         resources=draft.resources,
         startup_timeout_s=draft.startup_timeout_s,
         is_essential=draft.is_essential,
         host=context.host,
-        pulls=tuple(str(path.relative_to(run.root)) for path in draft.pulls),
+        pulls=tuple(str(path.relative_to(context.run.root)) for path in draft.pulls),
+        in_array=in_array,
     )
 
 
@@ -238,7 +283,7 @@ def _supervisor_config(
         "mem_limit_mib": int(mem_gb * 1024) if mem_gb and scheduler.supervisor_limits_memory else None,
         "heartbeat_s": 3.0,
         "lease_check_s": 15.0,
-        "stop_grace_s": 20.0,
+        "stop_grace_s": scheduler.stop_grace_s,
     }
 
 
@@ -267,6 +312,8 @@ class Plan:
         notes: What was found, chosen, left out or does not apply, in words.
         cache: Folder shared by all runs on this machine.
         forecast: What can be told of cost, start, time and memory; None if nobody asked.
+        array: What the job array of trials that are proposed together looks like; None without arrays. It is not read
+            back: a run plans its own.
     """
 
     run_id: str
@@ -278,6 +325,7 @@ class Plan:
     notes: tuple[str, ...]
     cache: Path
     forecast: Forecast | None = None
+    array: PlannedArray | None = None
 
     @classmethod
     def from_json(cls, run: RunDir, data: dict[str, Any]) -> Plan:
@@ -311,6 +359,7 @@ class Plan:
             "trials": {
                 "count": self.trials,
                 "job": self.trial.as_json(self.scheduler) if self.trial else None,
+                "array": self.array.as_json() if self.array else None,
             },
             "gpu_hours": self.gpu_hours(),
             "forecast": self.forecast.model_dump(mode="json") if self.forecast else None,
@@ -341,7 +390,7 @@ class Plan:
             *((job, 1) for job in self.jobs),
             *([(self.trial, self.trials)] if self.trial else []),
         ]:
-            gpus = (job.resources.gpus or 0) * (job.resources.nodes or 1)
+            gpus = job.gpus
             if gpus and job.resources.time is None:
                 return None
             total += count * gpus * time_limit_s(job.resources.time or "0") / 3600
@@ -355,6 +404,8 @@ class Plan:
         """
         for job in (*self.jobs, *([self.trial] if self.trial else [])):
             job.write()
+        if self.array is not None:
+            self.array.write_sample()
         write_json(self.run.plan, self.as_json())
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 from orchestrator.forecast.ask import NO_PARTITION
 from orchestrator.forecast.document import Forecast, StageCost, clock
 from orchestrator.plan import Plan, PlannedJob
+from orchestrator.recipe.hosts import STEPS
 from orchestrator.recipe.infrastructure import RoleResources
 
 
@@ -36,6 +37,7 @@ def _render(plan: Plan) -> RenderableType:
     )
     forecast = plan.forecast
     lines = [
+        *([] if plan.array is None else [f"Trials: as job arrays of up to {len(plan.array.members)}"]),
         *([] if forecast is None else _told(forecast, plan.trial.name if plan.trial else None)),
         f"Scripts: {plan.run.root}/scripts",
         *(f"Note: {note}" for note in plan.notes),
@@ -83,7 +85,7 @@ def _cells(job: PlannedJob) -> tuple[str | Text, ...]:
     resources = job.resources
     return (
         job.role,
-        Text(_place(resources)),
+        Text("a step of it" if job.host == STEPS else _place(resources)),
         _shown(resources.nodes),
         _shown(resources.cpus, "any"),
         _shown(resources.gpus, "0"),

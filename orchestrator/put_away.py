@@ -125,8 +125,8 @@ class PuttingAway:
 
     def _keep_services(self) -> None:
         prometheus = read_endpoint(self._run, "prometheus")
-        self._composed.hosts.write_lease(self._lease.keep())
         self._outcome.monitoring["prometheus_url"] = prometheus.url if prometheus else None
+        self._composed.hosts.write_lease(self._lease.keep())
 
     def _clear_metrics(self) -> None:
         if self._outcome.monitoring.get("series"):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from orchestrator.allocation.parts import ONE, find_parts, outer_part, part_name, placement_problems, step_roles
+from orchestrator.allocation.within import outer_nodes
 from orchestrator.chaining import lead_problems
 from orchestrator.errors import Problem, RecipeError, TransportError, UserError
-from orchestrator.recipe.document import Recipe
+from orchestrator.recipe.document import Job, Recipe
 from orchestrator.recipe.engines import PACKAGE_PREFIX, OllamaEngine, VllmEngine, find_engine
 from orchestrator.recipe.guard import Notice
 from orchestrator.recipe.hosts import HERE, Centre, HostSpec
@@ -25,12 +28,13 @@ from orchestrator.schedulers import (
     make_scheduler,
     make_scheduler_there,
 )
+from orchestrator.service import Role
 from orchestrator.site import Site
 from orchestrator.transports import Transport
 from orchestrator.transports.ssh_spec import SshSpec
 from orchestrator.transports.ways import can_ask, way_to
 
-ROLES = ("server", "client", "monitoring", "trial")
+ROLES: tuple[Role, ...] = ("server", "client", "monitoring", "trial")
 CLIENTS_PER_PROCESS = 64
 MAX_LOAD_PROCESSES = 8
 PATH_AT_LOGIN = "Set ssh.reads_profile: true if the site puts them there at login only."
@@ -65,6 +69,7 @@ class _Place:
     scheduler: Scheduler
     facts: Mapping[str, PartitionFacts]
     environment: Environment
+    transport: Transport
 
 
 def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, connect: Connect = way_to) -> Resolved:
@@ -114,7 +119,10 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
         update={
             "scheduler": here.spec,
             "infrastructure": job.infrastructure.model_copy(
-                update={"batch_template": _batch_template(job.infrastructure.batch_template, site, base_dir)}
+                update={
+                    "batch_template": _batch_template(job.infrastructure.batch_template, site, base_dir),
+                    **_placement(job, Resources(**resources), server, notes),
+                }
             ),
             "host": None,
             "hosts": {name: _resolved_host(specs[name], place) for name, place in places.items() if name != HERE},
@@ -137,8 +145,42 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
         raise RecipeError("recipe", problems)
     if lead is not None and server.spec.kind == "local":
         notes.append("server: not applicable on local: successor_lead")
+    if job.hpo is not None and job.hpo.job_arrays:
+        places[hosts["trial"]].scheduler.check_arrays("trial", resources["trial"], notes)
     _check_combinations(chosen.name, chosen.working_dirs.launch_iteration_pattern, chosen.working_dirs.job_pattern)
     return Resolved(recipe.model_copy(update={"job": chosen}), here.scheduler, tuple(notes))
+
+
+def _placement(job: Job, resources: Resources, server: _Place, notes: list[str]) -> dict[str, Any]:
+    """Return what is chosen of the fields of placement.
+
+    Raises:
+        RecipeError: what is asked for goes not together.
+    """
+    infra = job.infrastructure
+    if infra.placement == ONE and server.spec.kind == "local":
+        notes.append("not applicable on local: placement, its processes share one machine as it is")
+        return {"placement": "separate", "allocation": ()}
+    problems = placement_problems(job, resources, server.scheduler)
+    if problems:
+        raise RecipeError("recipe", problems)
+    if infra.placement != ONE:
+        return {}
+    nodes = outer_nodes(os.environ) if server.host == HERE else None
+    if nodes is not None:
+        notes.append(f"allocation: the batch job around orch itself, with all that its {nodes} node(s) have")
+        return {"allocation": infra.allocation or (outer_part(step_roles(job, resources), nodes),)}
+    if infra.allocation and all(part.cpus is not None for part in infra.allocation):
+        return {}
+    argv = server.scheduler.limits_argv()
+    answer = server.transport.run(argv, server.scheduler.command_timeout_s) if argv else None
+    limits = server.scheduler.parse_limits(answer) if answer is not None else None
+    if limits is None:
+        notes.append("allocation: how large nodes are is not known, it is taken that everything fits on one")
+    parts = find_parts(job, resources, server.scheduler, limits or {})
+    words = "; ".join(f"{part.nodes} × ({part.cpus} CPUs, {part.gpus} GPUs) for {part_name(part)}" for part in parts)
+    notes.append(f"allocation: {words}")
+    return {"allocation": parts}
 
 
 def _batch_template(own: str | None, site: Centre, base_dir: Path) -> str | None:
@@ -147,14 +189,14 @@ def _batch_template(own: str | None, site: Centre, base_dir: Path) -> str | None
     return None if chosen is None else str((base_dir / Path(chosen).expanduser()).absolute())
 
 
-def _hosts_of_roles(recipe: Recipe) -> dict[str, str]:
+def _hosts_of_roles(recipe: Recipe) -> dict[Role, str]:
     """Return where each role's jobs run.
 
     Raises:
         RecipeError: a role cannot be there.
     """
     job = recipe.job
-    found = {role: getattr(job.resources, role).host or job.host or HERE for role in ROLES}
+    found: dict[Role, str] = {role: getattr(job.resources, role).host or job.host or HERE for role in ROLES}
     problems = []
     if job.resources.client.host not in {None, found["server"]}:
         problems.append(Problem("job.resources.client.host", "is not the server's host", found["server"]))
@@ -173,7 +215,7 @@ def _here(recipe: Recipe, site: Site, transport: Transport, notes: list[str]) ->
     scheduler = make_scheduler(spec)
     environment = merge_environment(recipe.job.environment, site.environment, sys.executable)
     facts = _partition_facts(scheduler, site, transport)
-    return _Place(HERE, site, spec, scheduler, facts, environment)
+    return _Place(HERE, site, spec, scheduler, facts, environment, transport)
 
 
 def _there(name: str, recipe: Recipe, specs: Mapping[str, HostSpec], connect: Connect, notes: list[str]) -> _Place:
@@ -199,7 +241,7 @@ def _there(name: str, recipe: Recipe, specs: Mapping[str, HostSpec], connect: Co
     spec = spec.model_copy(update={"base_dir": base_dir_there(name, spec, transport)})
     scheduler = make_scheduler_there(chosen, name, environment.supervisor_python, spec.base_dir)
     facts = _partition_facts(scheduler, spec, transport)
-    return _Place(name, spec, chosen, scheduler, facts, environment)
+    return _Place(name, spec, chosen, scheduler, facts, environment, transport)
 
 
 def base_dir_there(name: str, spec: HostSpec, transport: Transport) -> str:

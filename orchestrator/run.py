@@ -6,11 +6,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from orchestrator.atomic import make_private_dir, write_json
 from orchestrator.compose import Composed, Parts
+from orchestrator.earlier import check_order, find_earlier, wait_for_earlier
 from orchestrator.errors import (
     LeaseLostError,
     NoConnectionError,
@@ -28,10 +30,10 @@ from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.metrics import MetricsSink
 from orchestrator.notices import Notifier, RunFacts, own_end
+from orchestrator.own_job import OwnJob
 from orchestrator.progress import Progress
 from orchestrator.put_away import PuttingAway
 from orchestrator.recipe.base import time_limit_s
-from orchestrator.recipe.hosts import HERE
 from orchestrator.rundir import experiment_id_of
 from orchestrator.service import Role
 from orchestrator.stage import Stage, StageContext
@@ -148,6 +150,7 @@ class Run:
             return True
         try:
             self._begin()
+            self._await_earlier()
             if self._has_work():
                 self._prepare()
                 self._deploy()
@@ -180,12 +183,30 @@ class Run:
     def _begin(self) -> None:
         self._run.stop_request.unlink(missing_ok=True)
         make_private_dir(self._run.stages)
+        own_job = OwnJob.of_this_process(os.environ)
+        facts = {"run_id": self._composed.plan.run_id, "own_job": asdict(own_job) if own_job else None}
         if self._past is None:
-            self._ledger.append("run_started", run_id=self._composed.plan.run_id)
+            self._ledger.append("run_started", **facts)
         else:
-            self._ledger.append("run_resumed", run_id=self._composed.plan.run_id)
+            self._ledger.append("run_resumed", **facts)
             self._jobs.unmark_living()
             self.outcome.stages.update(saved_stages(self._run))
+
+    def _await_earlier(self) -> None:
+        """Wait until the runs of job.after have ended as they have to; a run that was let go on waits no more.
+
+        Raises:
+            EarlierRunError: one has ended otherwise.
+            UserError: one is not there, or waits for this one.
+        """
+        after = self._composed.recipe.job.after
+        if not after or (self._past is not None and self._past.has_waited):
+            return
+        earlier = find_earlier(after, self._run.root.parent)
+        check_order(self._run, earlier)
+        self._ledger.append("waiting", runs=[str(item.run.root) for item in earlier])
+        wait_for_earlier(earlier, self._records_s, self._watch.wait, self._progress)
+        self._ledger.append("waited")
 
     def _take_up(self) -> None:
         """Learn what became of the jobs of before, of all of them: until then nothing is to be touched.
@@ -209,7 +230,7 @@ class Run:
 
     def _prepare(self) -> None:
         for host in self._composed.hosts:
-            if host.name != HERE:
+            if host.name in self._composed.recipe.job.hosts:
                 self._progress.say(f"{host.name}: connects, and brings the run's files to {host.run.root}")
             host.prepare()
         for service in self._composed.services:
@@ -246,6 +267,7 @@ class Run:
             ledger=self._ledger,
             endpoint=self._watch.endpoint,
             plan_job=lambda draft: self._composed.plan_job(draft, self._jobs.next_generation(draft.name)),
+            plan_array=self._composed.array_planner(self._jobs.next_generation),
             fetch=self._fetch,
             wait=self._watch.wait,
         )

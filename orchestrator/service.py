@@ -13,7 +13,7 @@ from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.rundir import RunDir
 from orchestrator.transports import LocalTransport, Transport
 
-Role = Literal["server", "client", "monitoring", "trial"]
+Role = Literal["server", "client", "monitoring", "trial", "allocation"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class JobDraft:
         port: A fixed port, or None for a free one.
         is_essential: Whether the run ends when this job does.
         pulls: Small files that the job writes and the orchestrator reads while it runs.
+        components: Further parts of the allocation, on nodes of their own.
     """
 
     name: str
@@ -94,6 +95,7 @@ class JobDraft:
     startup_timeout_s: float = 600.0
     is_essential: bool = True
     pulls: tuple[Path, ...] = ()
+    components: tuple[RoleResources, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class PlanContext:
         bind: Address that services listen on.
         run_id: The run's id.
         home_cache: Folder shared by all runs, on this machine.
+        is_here: Whether the host is this machine, or shares its files.
     """
 
     recipe: Recipe
@@ -123,11 +126,7 @@ class PlanContext:
     home_cache: Path
     host: str = HERE
     transport: Transport = field(default_factory=LocalTransport)
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the host is this machine, or shares its files."""
-        return self.host == HERE
+    is_here: bool = True
 
 
 class Service(Protocol):

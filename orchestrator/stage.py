@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.arrays import PlannedArray
 from orchestrator.jobs import JobTracker
 from orchestrator.ledger import Ledger
 from orchestrator.metrics import MetricsSink
@@ -34,6 +35,7 @@ class StageContext:
         ledger: The run's ledger.
         endpoint: Returns the endpoint of a ready service of this run; raises ServiceAnswerError if it is not ready.
         plan_job: Makes a job of a draft, without submitting it.
+        plan_array: Makes jobs that are submitted together of two drafts or more; None where there are no arrays.
         fetch: Brings a file or folder of the run here from where jobs of a role write it: role, path, what to leave
             out. Raises TransportError.
         wait: Sleeps that many seconds while it watches all jobs, renews the lease and shows progress. Stages call it
@@ -51,6 +53,7 @@ class StageContext:
     ledger: Ledger
     endpoint: Callable[[str], Endpoint]
     plan_job: Callable[[JobDraft], PlannedJob]
+    plan_array: Callable[[Sequence[JobDraft]], PlannedArray] | None
     fetch: Callable[[Role, Path, tuple[str, ...]], None]
     wait: Callable[[float], None]
 

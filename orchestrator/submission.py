@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Protocol
 
-from orchestrator.atomic import write_json
-from orchestrator.errors import NoConnectionError, StorageError, SubmitError
+from orchestrator.arrays import PlannedArray
+from orchestrator.errors import NoConnectionError, SubmitError
 from orchestrator.host_view import HostView, Views
 from orchestrator.job_table import JobTable
-from orchestrator.ledger import Ledger
+from orchestrator.journal import Journal
 from orchestrator.plan import PlannedJob
 from orchestrator.records import read_status
-from orchestrator.rundir import RunDir
 from orchestrator.schedulers import Submission
 from orchestrator.tracked import TrackedJob
 from orchestrator.transports import Answer, Fault
@@ -43,46 +43,10 @@ class Intent:
     is_successor: bool = False
 
 
-class Journal:
-    """What happens to the jobs of a run, for its ledger."""
+class Guard(Protocol):
+    """Raises where a job is not to be submitted, those ``beside`` it counted that are submitted together with it."""
 
-    def __init__(self, run: RunDir, ledger: Ledger | None) -> None:
-        """Write to ``ledger``; without one this is for someone who only looks, and may not submit."""
-        self.run, self._ledger = run, ledger
-
-    @property
-    def only_looks(self) -> bool:
-        return self._ledger is None
-
-    def append(self, event: str, **data: Any) -> None:
-        """Write an event that something depends on.
-
-        Raises:
-            StorageError: it could not be written.
-        """
-        if self._ledger is None:
-            raise RuntimeError("this tracker only looks")
-        self._ledger.append(event, **data)
-
-    def note(self, event: str, **data: Any) -> None:
-        """Write an event that nothing depends on: a full disk must not keep jobs from being watched and ended."""
-        if self._ledger is None:
-            return
-        try:
-            self._ledger.append(event, **data)
-        except StorageError as error:
-            log.warning("%s", error)
-
-    def fence(self, planned: PlannedJob, view: HostView) -> None:
-        """Give a token up: a supervisor that finds this file ends without doing anything.
-
-        Raises:
-            StorageError: the fence could not be written.
-            TransportError: it could not be brought to the job's host.
-        """
-        fence = self.run.fence(planned.token)
-        write_json(fence, {"at": time.time()})
-        view.host.deliver(fence)
+    def __call__(self, planned: PlannedJob, /, *beside: PlannedJob) -> None: ...
 
 
 class Submitter:
@@ -100,7 +64,7 @@ class Submitter:
         views: Views,
         submits_per_s: float,
         uninterrupted: Callable[[], AbstractContextManager[None]],
-        guard: Callable[[PlannedJob], None],
+        guard: Guard,
     ) -> None:
         """Start with no intents.
 
@@ -110,7 +74,7 @@ class Submitter:
             views: Batch systems by host.
             submits_per_s: Jobs submitted per second at most.
             uninterrupted: Holds signals back while a job is being submitted.
-            guard: Asked before each submission; raises where there is to be none.
+            guard: Asked before each submission; see Guard.
         """
         self._journal, self._table, self._views = journal, table, views
         self._submits_per_s, self._uninterrupted, self._guard = submits_per_s, uninterrupted, guard
@@ -129,16 +93,34 @@ class Submitter:
 
     def submit(self, planned: PlannedJob, is_successor: bool = False) -> TrackedJob:
         """Submit ``planned``, whose script is already written; see JobTracker.submit for the errors."""
-        self._guard(planned)
-        deadline = time.monotonic() + UNREACHABLE_PATIENCE_S
+        self.check(planned)
         found = self._settle(planned)
         if found is not None:
             return found
+        return self._send((planned,), planned.token, planned.script, is_successor)[0]
+
+    def submit_array(self, array: PlannedArray) -> list[TrackedJob]:
+        """Submit ``array``, whose scripts are already written; see JobTracker.submit_array for the errors."""
+        for index, member in enumerate(array.members):
+            self.check(member, *array.members[:index])
+        for member in array.members:
+            if self._settle(member) is not None:
+                what = f"job '{member.name}': it was submitted before, and has been found"
+                raise SubmitError((), None, "", what, is_refusal=False)
+        return self._send(array.members, array.token, array.script, is_successor=False)
+
+    def check(self, planned: PlannedJob, *beside: PlannedJob) -> None:
+        """Raise where ``planned`` is not to be submitted together with those ``beside`` it."""
+        self._guard(planned, *beside)
+
+    def _send(self, members: Sequence[PlannedJob], token: str, script: Path, is_successor: bool) -> list[TrackedJob]:
+        """Submit jobs with one command, as soon as its host can be reached."""
+        deadline = time.monotonic() + UNREACHABLE_PATIENCE_S
         self._keep_pace()
         while True:
             try:
                 with self._uninterrupted():
-                    return self._submit(planned, is_successor)
+                    return self._submit(members, token, script, is_successor)
             except NoConnectionError:
                 # It was certainly not submitted: the connection is waited for, in the reach of signals.
                 if time.monotonic() > deadline:
@@ -189,8 +171,30 @@ class Submitter:
         time.sleep(max(0.0, self._next_submit - now))
         self._next_submit = max(now, self._next_submit) + 1.0 / self._submits_per_s
 
-    def _submit(self, planned: PlannedJob, is_successor: bool) -> TrackedJob:
-        view = self._views[planned.host]
+    def _submit(self, members: Sequence[PlannedJob], token: str, script: Path, is_successor: bool) -> list[TrackedJob]:
+        first = members[0]
+        view = self._views[first.host]
+        for planned in members:
+            self._make_ready(planned, view, is_successor)
+        if first.in_array:
+            view.host.deliver(script)
+        log_there, resources = view.there(first.batch_log), first.resources
+        submission = Submission(token, view.there(script), log_there, resources.cpus, resources, first.role)
+        answer = view.ask(view.scheduler.submit_argv(submission))
+        if answer.fault == Fault.NOT_SENT:
+            raise NoConnectionError(view.host.name, answer.stderr.strip() or "no connection")
+        try:
+            job_id = view.scheduler.parse_submit(answer)
+        except SubmitError as error:
+            job_id = self._resolve(members, answer, error)
+        tracked = []
+        for planned, own_id in zip(members, self._ids(members, job_id, view), strict=True):
+            tracked.append(self.adopt(planned, own_id, time.time()))
+            self._journal.append("job_submitted", job=planned.name, token=planned.token, job_id=own_id)
+        return tracked
+
+    def _make_ready(self, planned: PlannedJob, view: HostView, is_successor: bool) -> None:
+        """Bring a job's files to its host and record the intent, once what was there before is fenced."""
         before = None if is_successor else self._table.get(planned.name)
         if before is not None:
             # What was lost may live on somewhere; it must not go on beside the new one.
@@ -202,58 +206,57 @@ class Submitter:
             document = planned.as_json(view.scheduler.kind)
             self._journal.append("job_intent", token=planned.token, planned=document, is_successor=is_successor)
             self.intend(planned, time.time(), is_successor)
-        submission = Submission(
-            planned.token, view.there(planned.script), view.there(planned.batch_log), planned.resources.cpus
-        )
-        answer = view.ask(view.scheduler.submit_argv(submission))
-        if answer.fault == Fault.NOT_SENT:
-            raise NoConnectionError(view.host.name, answer.stderr.strip() or "no connection")
-        try:
-            job_id = view.scheduler.parse_submit(answer)
-        except SubmitError as error:
-            job_id = self._resolve(planned, answer, error)
-        tracked = self.adopt(planned, job_id, time.time())
-        self._journal.append("job_submitted", job=planned.name, token=planned.token, job_id=job_id)
-        return tracked
 
-    def _resolve(self, planned: PlannedJob, answer: Answer, error: SubmitError) -> str:
-        """Return the id of a job whose submission failed, if the scheduler has taken it all the same.
+    def _ids(self, members: Sequence[PlannedJob], job_id: str, view: HostView) -> list[str]:
+        """Return the id of each job, of that of their array (or one of its tasks)."""
+        words = view.scheduler.arrays
+        if words is None or not members[0].in_array:
+            return [job_id]
+        return [words.id_of(job_id, index) for index in range(len(members))]
+
+    def _resolve(self, members: Sequence[PlannedJob], answer: Answer, error: SubmitError) -> str:
+        """Return the id of a job (of a task of an array) whose submission failed, if it has been taken all the same.
 
         Raises:
             SubmitError: it has not, or nobody can tell.
         """
-        view = self._views[planned.host]
+        first = members[0]
+        view = self._views[first.host]
         is_ambiguous = view.scheduler.is_ambiguous(answer)
-        what = f"job '{planned.name}': {error.what}"
-        is_known, found = self._look_up(planned) if is_ambiguous else (True, None)
+        others = f" and {len(members) - 1} more" if len(members) > 1 else ""
+        what = f"job '{first.name}'{others}: {error.what}"
+        is_known, found = self._look_up(members) if is_ambiguous else (True, None)
         if found is not None:
             return found
         if is_known:
-            if is_ambiguous:
-                # A controller that hangs may take the job when it goes on.
-                self._journal.fence(planned, view)
-            self.forget(planned.token)
-            self._journal.append("job_refused", job=planned.name, token=planned.token, stderr=answer.stderr[-2000:])
+            for planned in members:
+                if is_ambiguous:
+                    # A controller that hangs may take the job when it goes on.
+                    self._journal.fence(planned, view)
+                self.forget(planned.token)
+                stderr = answer.stderr[-2000:]
+                self._journal.append("job_refused", job=planned.name, token=planned.token, stderr=stderr)
         else:
             # The intent stays open, for tear-down, `stop` and `resume` to look it up again.
-            what += f"; whether it was submitted is not known, look for the name {planned.token}"
+            what += f"; whether it was submitted is not known, look for the name {first.token}"
         raise SubmitError(error.argv, error.returncode, error.stderr, what, not is_ambiguous) from error
 
-    def _look_up(self, planned: PlannedJob) -> tuple[bool, str | None]:
-        """Look for a job by its token after an ambiguous submission.
+    def _look_up(self, members: Sequence[PlannedJob]) -> tuple[bool, str | None]:
+        """Look for a job, or for any of an array, by its token after an ambiguous submission.
 
         Returns:
-            Whether the scheduler answered at all, and the job's id or None if there is none.
+            Whether the scheduler answered at all, and an id that was found or None if there is none.
         """
         has_answered = False
+        tokens = {planned.token for planned in members}
         for wait_s in LOOKUP_WAITS_S:
             time.sleep(wait_s)
-            seen = self._views[planned.host].query()
+            seen = self._views[members[0].host].query()
             has_answered = seen is not None
             for item in (seen or {}).values():
                 # Slurm may keep a record of a job that it refused, under an id that it never gave out.
                 was_refused = item.state.is_final and item.node is None
-                if item.name == planned.token and not was_refused:
+                if item.name in tokens and not was_refused:
                     return True, item.job_id
         return has_answered, None
 
@@ -266,6 +269,8 @@ class Submitter:
             is_successor: See Intent.
         """
         self._generations[planned.name] += 1
+        if planned.in_array:
+            self._views[planned.host].has_arrays = True
         self._intended[planned.token] = Intent(planned, at, is_successor)
 
     def adopt(self, planned: PlannedJob, job_id: str, submitted_at: float) -> TrackedJob:

@@ -311,13 +311,25 @@ def find_job_id() -> str:
     """Return the batch system's id of this job.
 
     A local job inside a Slurm job, or the reverse, inherits the other's variable: the local id goes first
-    only if it names the leader of this very session.
+    only if it names the leader of this very session. A step of an allocation has the allocation's variables too.
     """
+    step = os.environ.get("ORCH_STEP_ID")
+    if step:
+        return step
     local = os.environ.get("ORCH_JOB_ID", "")
     if local.partition(".")[0] == str(os.getsid(0)):
         return local
-    found = os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID") or local
+    found = slurm_job_id() or os.environ.get("PBS_JOBID") or local
     return (found or str(os.getpid())).replace("/", "_")
+
+
+def slurm_job_id() -> str:
+    """Return Slurm's id of this job as squeue shows it, empty outside of Slurm.
+
+    A task of a job array has a SLURM_JOB_ID too, which squeue shows nowhere (sbatch(1), "JOB ARRAY SUPPORT").
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
 class Records:

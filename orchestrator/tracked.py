@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.plan import PlannedJob
 from orchestrator.recipe.base import time_limit_s
+from orchestrator.recipe.hosts import STEPS
 from orchestrator.records import Endpoint, StatusRecord, read_endpoint
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState, Seen
@@ -40,6 +41,19 @@ class TrackedJob:
     def is_ready(self) -> bool:
         """Whether it is a healthy service right now."""
         return self.state == JobState.RUNNING and self.record is not None and self.record.state == "ready"
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its supervisor ends it, or has ended it and the scheduler has not said so yet."""
+        return not self.state.is_final and self.record is not None and self.record.state in {"draining", "finished"}
+
+    @property
+    def ended_with_its_allocation(self) -> bool:
+        """Whether it is a step that was cut off by the end of the job around it, not by anybody's wish."""
+        if self.planned.host != STEPS or self.cancelled or not self.state.is_final:
+            return False
+        is_told = self.record is not None and self.record.is_finished and self.record.reason != "signal"
+        return not is_told
 
     @property
     def must_be_ended(self) -> bool:

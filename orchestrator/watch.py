@@ -35,6 +35,8 @@ class Watch:
         self._run, self._jobs, self._lease, self._hosts = run, jobs, lease, hosts
         self._progress, self._notifier, self._succession = progress, notifier, succession
         self._told_dead: set[str] = set()
+        # A model takes longer to copy than an orchestrator may be silent.
+        hosts.call_while_copying(self.renew_lease)
 
     def look(self) -> None:
         """Look at everything once.

@@ -55,7 +55,7 @@ class ClientService:
             what = f"lacks {', '.join(missing)}" if missing else f"cannot be run on '{context.host}'"
             raise ProgramMissingError(
                 f"the client service's interpreter '{python}' {what}.\n"
-                "Run `make env`, or name an interpreter that has them in job.environment.python."
+                "Make one that has them: `orch.py env create RECIPE`, or name one in job.environment.python."
             )
 
     def files(self, context: PlanContext) -> Mapping[Path, str]:

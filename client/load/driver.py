@@ -107,7 +107,7 @@ class Driver:
 
         def send(client: int, at_s: float) -> None:
             remaining = left[client]
-            if remaining == 0 or (end_s is not None and at_s >= end_s):
+            if remaining == 0 or self._sent == plan.requests or (end_s is not None and at_s >= end_s):
                 return
             if remaining is not None:
                 left[client] = remaining - 1

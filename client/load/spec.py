@@ -70,7 +70,8 @@ class Plan(msgspec.Struct, frozen=True):
         first_index, index_step: Request ``i`` of this worker is request ``first_index + i * index_step`` of all.
         clients: Ids of the clients of a closed loop; empty for an open one.
         starts_s: When each client begins, for a ramp; as many as ``clients``.
-        requests_per_client: How many requests each client sends; None for as many as fit into ``duration_s``.
+        requests_per_client: How many requests each client sends at most; None for no limit.
+        requests: How many requests the clients send together at most; None for no limit.
         arrivals_s: When each request of an open loop is to be sent, ascending; empty for a closed loop.
         duration_s: No request is begun later than this.
         warmup: Requests that are sent, and waited for, before the measurement begins.
@@ -89,6 +90,7 @@ class Plan(msgspec.Struct, frozen=True):
     clients: tuple[int, ...] = ()
     starts_s: tuple[float, ...] = ()
     requests_per_client: int | None = None
+    requests: int | None = None
     arrivals_s: tuple[float, ...] = ()
     duration_s: float | None = None
     warmup: int = 0

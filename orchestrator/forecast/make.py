@@ -22,7 +22,6 @@ from orchestrator.forecast.gpu_types import memory_gib
 from orchestrator.forecast.stages import (
     benchmark_cost,
     gpu_hours,
-    gpus_of,
     load_cost,
     search_cost,
     trial_jobs,
@@ -34,12 +33,12 @@ from orchestrator.plan import PlannedJob
 from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.document import Job
 from orchestrator.recipe.engines import VllmEngine
-from orchestrator.recipe.hosts import HERE, Partition
+from orchestrator.recipe.hosts import STEPS, Partition
 from orchestrator.schedulers import PartitionLimits, Scheduler
 from orchestrator.transports import Transport
 
 # Roles whose jobs must live as long as the run does.
-_LASTING = frozenset({"server", "client", "monitoring"})
+_LASTING = frozenset({"server", "client", "monitoring", "allocation"})
 
 _REMEDY = "Lower engine.max_model_len, split it over more GPUs (engine.tensor_parallel), or take larger ones."
 
@@ -89,9 +88,10 @@ def make_forecast(
     shape = _shape(job, server, cache)
     limits = {item.name: told[item.host].limits.get(item.resources.partition or "") for item in every}
     times = tuple(_wall_time(item, limits[item.name]) for item in every)
-    stages = _stages(job, server, trial, shape, times)
+    holder = next((item for item in jobs if item.role == "allocation"), server)
+    stages = _stages(job, holder, trial, shape, times)
     needs_s = sum(stage.lasts_s or 0.0 for stage in stages)
-    lasting = {item.name for item in every if item.role in _LASTING}
+    lasting = {item.name for item in every if item.role in _LASTING and item.host != STEPS}
     times = tuple(item.model_copy(update={"needs_s": needs_s}) if item.job in lasting else item for item in times)
     renewed = {server.name} if server is not None and job.infrastructure.successor_lead else set()
     fit = _fit(job, server, shape, told, places)
@@ -136,8 +136,8 @@ def _shape(job: Job, server: PlannedJob | None, cache: Path) -> ModelShape | str
     """Return the model's figures, or why they are not known."""
     if server is None or not isinstance(job.engine, VllmEngine):
         return "Ollama keeps its models in a store of its own"
-    if server.host != HERE:
-        return f"the model lies on {server.host}"
+    if job.resources.server.host is not None:
+        return f"the model lies on {job.resources.server.host}"
     try:
         return read_shape(model_folder(job.service.model, cache))
     except UnknownSizeError as error:
@@ -146,18 +146,18 @@ def _shape(job: Job, server: PlannedJob | None, cache: Path) -> ModelShape | str
 
 def _stages(
     job: Job,
-    server: PlannedJob | None,
+    holder: PlannedJob | None,
     trial: PlannedJob | None,
     shape: ModelShape | str,
     times: tuple[WallTime, ...],
 ) -> tuple[StageCost, ...]:
-    server_gpus = gpus_of(server) if server else 0
+    server_gpus = holder.gpus if holder else 0
     stages = [load_cost(shape.weights_bytes if isinstance(shape, ModelShape) else None, server_gpus)]
     if job.benchmark.enabled:
         stages.append(benchmark_cost(job, server_gpus))
     if job.hpo is not None and trial is not None:
         wall_s = next(item.limit_s for item in times if item.job == trial.name)
-        stages.append(search_cost(job.hpo, trial_limit_s(job.hpo, wall_s), server_gpus, gpus_of(trial)))
+        stages.append(search_cost(job.hpo, trial_limit_s(job.hpo, wall_s), server_gpus, trial.gpus))
     return tuple(stages)
 
 

@@ -74,19 +74,14 @@ def search_cost(hpo: Hpo, limit_s: float | None, server_gpus: int, trial_gpus: i
     return StageCost(name="hpo", lasts_s=lasts_s, is_bound=True, made_of=made_of, gpu_hours=hours)
 
 
-def gpus_of(job: PlannedJob) -> int:
-    """Return the GPUs that a job holds on all its nodes."""
-    return (job.resources.gpus or 0) * (job.resources.nodes or 1)
-
-
 def gpu_hours(jobs: Iterable[tuple[PlannedJob, int]], limit_s: Callable[[PlannedJob], float | None]) -> float | None:
     """Return the most that ``jobs`` (each with how many there are of it) can use; None where one has no limit."""
     total = 0.0
     for job, count in jobs:
-        limit = limit_s(job) if gpus_of(job) else 0.0
+        limit = limit_s(job) if job.gpus else 0.0
         if limit is None:
             return None
-        total += count * gpus_of(job) * limit / 3600
+        total += count * job.gpus * limit / 3600
     return round(total, 4)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from orchestrator.recipe.after import AfterSection
 from orchestrator.recipe.base import StrictModel
 from orchestrator.recipe.engines import Engine
 from orchestrator.recipe.guard import Guard, Notice
@@ -28,6 +29,9 @@ class Job(StrictModel):
     """Everything that one run does."""
 
     name: JobName
+    after: AfterSection = ()
+    """Runs that have to end before this one begins; nothing is submitted until then. An entry is `RUN` or
+    `{run: RUN, when: completed or ended}`, where RUN is a run's directory, name or id, or `latest`."""
     infrastructure: Infrastructure = Infrastructure()
     service: Service = Service()
     scheduler: SchedulerSpec | None = None

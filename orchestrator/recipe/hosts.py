@@ -12,6 +12,9 @@ from orchestrator.recipe.sections import Binaries, SchedulerSpec
 from orchestrator.transports.ssh_spec import SshSpec
 
 HERE = "here"
+# The steps of a run's one allocation: no host can be named so.
+STEPS = "@allocation"
+BASE_DIR = "orch"
 
 
 def _checked_base_dir(path: str) -> str:
@@ -63,9 +66,9 @@ class HostSpec(Centre):
 
     ssh: SshSpec
     """How it is reached. What is not given here comes from ~/.ssh/config."""
-    base_dir: Annotated[Word, AfterValidator(_checked_base_dir)] = "orch"
-    """Folder there that its nodes share: code/, cache/ and runs/ are made in it. Below the home directory if not
-    absolute."""
+    base_dir: Annotated[Word, AfterValidator(_checked_base_dir)] = BASE_DIR
+    """Folder there that its nodes share: code/, cache/ and runs/ are made in it (jobs/, where scheduler.kind is local).
+    Below the home directory if not absolute."""
 
 
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -122,6 +122,7 @@ class LlmProposals(StrictModel):
     max_repairs: Annotated[int, Field(ge=0, le=5)] = 2
     """How often an invalid proposal is sent back with the error before the optimiser's suggestion is taken instead."""
     request_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
+    """For a whole answer, in seconds. A server that is started again meanwhile is waited for as long, and asked."""
 
 
 class Hpo(StrictModel):
@@ -129,6 +130,9 @@ class Hpo(StrictModel):
 
     trials: Annotated[int, Field(ge=1, le=100_000)] = 10
     parallel_trials: Annotated[int, Field(ge=1, le=1000)] = 1
+    job_arrays: bool = False
+    """Submit trials that are proposed together as one job array; one that is proposed alone is a job as ever. Needs
+    parallel_trials of 2 or more. On local it does not apply."""
     sampler: Literal["llm", "tpe", "random"] = "llm"
     seed: int = 0
     objective: Literal["val_accuracy", "best_val_accuracy", "val_auc"] = "best_val_accuracy"
@@ -146,6 +150,12 @@ class Hpo(StrictModel):
     its job (resources.trial.time). It holds for the measurement of test accuracy as well."""
     evaluate_winner: bool = True
     """Measure test accuracy once, on the best trial, after the search."""
+
+    @model_validator(mode="after")
+    def _check_arrays(self) -> Hpo:
+        if self.job_arrays and self.parallel_trials == 1:
+            raise ValueError("job_arrays needs parallel_trials of 2 or more: a single trial is no array")
+        return self
 
     @model_validator(mode="after")
     def _check_names(self) -> Hpo:

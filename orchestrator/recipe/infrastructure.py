@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from string import Formatter
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -12,6 +12,19 @@ from orchestrator.recipe.base import EnvName, EnvValue, Line, StrictModel, TimeL
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
 MemGb = Annotated[float, Field(gt=0, le=100_000)]
+
+
+class AllocationPart(StrictModel):
+    """Equal nodes of a run's one allocation; the place (partition, account, …) is that of its first role."""
+
+    roles: Annotated[tuple[Literal["server", "client", "monitoring", "trial"], ...], Field(min_length=1)]
+    nodes: Count | None = None
+    cpus: Count | None = None
+    """CPU cores of each node."""
+    mem_gb: MemGb | None = None
+    """Memory of each node in GB."""
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
+    """GPUs of each node. Of all sizes: what is not given is what the nodes of a job that is there already have."""
 
 
 class Infrastructure(StrictModel):
@@ -46,6 +59,14 @@ class Infrastructure(StrictModel):
     """Whether the scheduler may run a job again: after preemption, a node's failure and, on Slurm, when its wall time
     is nearly over. Trials go on from their last checkpoint, services come back on another node. If not given, the
     cluster's own default (on PBS scheduler.rerunnable)."""
+    placement: Literal["separate", "one_allocation"] = "separate"
+    """`separate`: each service and each trial is a job of its own. `one_allocation`: those on the server's host are
+    steps of a single job (on Slurm a heterogeneous one, where partitions differ) with the serving job's wall time."""
+    allocation: tuple[AllocationPart, ...] = ()
+    """How large that job is. If not given: so that all services and `hpo.parallel_trials` trials run at once, on as
+    few nodes as they fit on. On Slurm each part is a component of its own."""
+    launcher: Literal["srun", "pbsdsh", "ssh"] | None = None
+    """What starts steps on the allocation's nodes. If not given: srun on Slurm, pbsdsh on PBS."""
     successor_lead: TimeLimit | None = None
     """How long before the serving job's wall time ends another one is submitted, which takes over as soon as it is
     ready: the queue wait and the load time. Needs `time`, and no requeue. If not given, a server that is out of time

@@ -86,6 +86,10 @@ def _verdict(benchmark: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[C
         callouts.append(Callout("plain", "Whether these figures are valid was not recorded."))
     elif not error:
         callouts.append(Callout("warn", "The benchmark left no figures."))
+    for earlier in as_list(benchmark.get("earlier")):
+        why = as_list(earlier.get("invalid_reasons")) if isinstance(earlier, Mapping) else []
+        items = tuple(text for item in why if (text := as_text(item)))
+        callouts.append(Callout("plain", "Measured again; the figures of before are not valid:", items=items))
     return callouts
 
 

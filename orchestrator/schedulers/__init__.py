@@ -14,9 +14,11 @@ from orchestrator.schedulers.base import (
     Seen,
     StartForecast,
     Submission,
+    task_name,
 )
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.schedulers.pbs import PbsScheduler
+from orchestrator.schedulers.plain_machine import PlainMachineScheduler
 from orchestrator.schedulers.slurm import SlurmScheduler
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "Submission",
     "find_scheduler",
     "make_scheduler",
+    "make_scheduler_there",
+    "task_name",
 ]
 
 Spec = LocalSchedulerSpec | SlurmSchedulerSpec | PbsSchedulerSpec
@@ -44,6 +48,20 @@ def make_scheduler(spec: Spec) -> Scheduler:
             return SlurmScheduler(spec)
         case PbsSchedulerSpec():
             return PbsScheduler(spec)
+
+
+def make_scheduler_there(spec: Spec, name: str, python: str, base_dir: str) -> Scheduler:
+    """Return the backend for ``spec`` on a machine that is reached over OpenSSH.
+
+    Args:
+        spec: Its scheduler.
+        name: The machine's name for people.
+        python: Its interpreter for programs of orch, 3.6 or newer.
+        base_dir: The host's folder there.
+    """
+    if isinstance(spec, LocalSchedulerSpec):
+        return PlainMachineScheduler(name, python, base_dir)
+    return make_scheduler(spec)
 
 
 def find_scheduler() -> tuple[Spec, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.transports import Answer
+
+NO_PROGRAMS: Mapping[str, Path] = MappingProxyType({})
 
 
 class JobState(StrEnum):
@@ -75,12 +78,45 @@ class Submission:
         script: The batch script.
         batch_log: Where the batch system's own words go; ``%j`` stands for the job id where the backend knows it.
         cpus: CPU cores of the task, or None for no limit.
+        resources: All that the job gets, for backends that do not read it in the script; None where it is not known.
+        role: Whose resources they are: server, client, monitoring or trial; empty where it is not known.
     """
 
     token: str
     script: Path
     batch_log: Path
     cpus: int | None
+    resources: RoleResources | None = None
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class ArrayWords:
+    """How the tasks of a job array are told apart.
+
+    Attributes:
+        index: What stands for a task's index in its script, unquoted.
+        job_id: The same for the task's own job id, as the status answer has it.
+        id_of: Returns the id of one task, of the array's own id (or that of any task) and the index.
+    """
+
+    index: str
+    job_id: str
+    id_of: Callable[[str, int], str]
+
+
+def dependency_list(completed: Sequence[str], ended: Sequence[str]) -> str:
+    """Return ``afterok:ID:ID,afterany:ID``, which Slurm and PBS write alike; all of it has to be met.
+
+    Source: sbatch(1), --dependency; qsub(1B), -W depend.
+    """
+    kinds = (("afterok", completed), ("afterany", ended))
+    return ",".join(":".join((kind, *ids)) for kind, ids in kinds if ids)
+
+
+def task_name(array: str, index: int | str) -> str:
+    """Return the name of one task of a job array: that of its array, which all of them share, and its index."""
+    return f"{array}_{index}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +136,13 @@ class PartitionFacts:
     gpu_type: str | None = None
     cpus: int | None = None
     mem_mib: int | None = None
+
+    @property
+    def words(self) -> str:
+        """What its largest node has, for people."""
+        cpus = f"{self.cpus} CPUs" if self.cpus else ""
+        memory = f"{self.mem_mib / 1024:.1f} GiB" if self.mem_mib else ""
+        return ", ".join(filter(None, [cpus, memory, f"{self.gpus_per_node} GPUs"]))
 
 
 @dataclass(frozen=True)
@@ -168,10 +211,24 @@ class Scheduler(Protocol):
     """Whether a job that is missing from the status answer has surely ended."""
     supervisor_limits_memory: bool
     """Whether the supervisor has to enforce mem_gb because the scheduler does not."""
+    stop_grace_s: float
+    """How long a program that was told to end may take, in seconds; less than the scheduler waits between TERM and
+    KILL, so that the supervisor can kill what is left and write the job's last word."""
     untold_start: str
     """What is said of a job's start where the scheduler cannot be asked beforehand; empty where it can."""
     default_bind: str
     """Address that services listen on where neither recipe nor site says."""
+    components_by: tuple[str, ...]
+    """Fields of RoleResources in which parts of one job may differ."""
+    launcher: str
+    """What starts programs on the nodes of a job; see steps.py."""
+    programs: Mapping[str, Path]
+    """Programs of orch that it needs on its machine: where they have to lie there, and where they are here."""
+
+    @property
+    def arrays(self) -> ArrayWords | None:
+        """How tasks of job arrays are told apart; None where there are no arrays."""
+        ...
 
     def submit_argv(self, submission: Submission) -> list[str]:
         """Return the command that submits one job."""
@@ -189,12 +246,15 @@ class Scheduler(Protocol):
         """Return whether a failed submission may have reached the scheduler all the same."""
         ...
 
-    def status_argv(self) -> list[str]:
-        """Return the one command that tells of all of the user's jobs."""
+    def status_argv(self, with_tasks: bool = False) -> list[str]:
+        """Return the one command that tells of all of the user's jobs, and of each task of job arrays where asked."""
         ...
 
     def parse_status(self, answer: Answer) -> dict[str, Seen] | None:
-        """Return what is seen, by job id; None if the scheduler did not answer properly."""
+        """Return what is seen, by job id; None if the scheduler did not answer properly.
+
+        A task of a job array is a job whose name is that of task_name.
+        """
         ...
 
     def cancel_argv(self, job_ids: Sequence[str]) -> list[str]:
@@ -253,6 +313,23 @@ class Scheduler(Protocol):
         """Return the command that prints which batch system it is, on one line; None if there is none."""
         ...
 
+    def cluster_argv(self) -> list[str] | None:
+        """Return the command that tells which cluster job ids hold for; None where an id says it itself."""
+        ...
+
+    def parse_cluster(self, answer: Answer) -> str | None:
+        """Return the cluster's name; None if the scheduler did not answer properly."""
+        ...
+
+    def dependency_option(self, completed: Sequence[str], ended: Sequence[str]) -> list[str]:
+        """Return the words that keep a submitted job from starting too early; empty where the scheduler has none.
+
+        Args:
+            completed: Ids of jobs that must end with exit code 0; if one does not, the job is never started.
+            ended: Ids of jobs that must end.
+        """
+        ...
+
     def mail_events(self, events: Collection[str]) -> str:
         """Return the value of the mail directive for ``events`` (ready, failed, finished, near_end).
 
@@ -280,5 +357,13 @@ class Scheduler(Protocol):
 
         Raises:
             UnsupportedFieldError: a field cannot be honoured and must not be dropped.
+        """
+        ...
+
+    def check_arrays(self, role: str, resolved: RoleResources, notes: list[str]) -> None:
+        """Look whether jobs with these resources can be submitted as job arrays; note it where there are none.
+
+        Raises:
+            UnsupportedFieldError: the scheduler takes no array of such jobs.
         """
         ...

@@ -11,6 +11,7 @@ from pathlib import Path
 from orchestrator.errors import SubmitError, UnsupportedFieldError
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.schedulers.base import (
+    NO_PROGRAMS,
     Association,
     JobState,
     PartitionFacts,
@@ -29,6 +30,7 @@ STATES: Mapping[str, JobState] = {
     "CANCELLED": JobState.CANCELLED,
 }
 MACHINE = "this machine"
+PROGRAM = Path(__file__).with_name("local_jobs.py")
 NOT_FOUND = 127
 _PLACEMENT = ("partition", "account", "qos", "time", "gpu_type", "requeue")
 
@@ -41,16 +43,25 @@ class LocalScheduler:
     command_timeout_s = 60.0
     is_absence_final = True
     supervisor_limits_memory = True
+    stop_grace_s = 20.0  # local_jobs.py kills after 30 s
     untold_start = "at once"
+    arrays = None
     default_bind = "127.0.0.1"
+    components_by: tuple[str, ...] = ()
+    launcher = "here"
 
     def __init__(self) -> None:
-        self._program = [sys.executable, str(Path(__file__).with_name("local_jobs.py"))]
+        self.machine = MACHINE
+        self.programs = NO_PROGRAMS
+        self._program = [sys.executable, str(PROGRAM)]
+
+    def _words(self, command: str) -> list[str]:
+        return [*self._program, command]
 
     def submit_argv(self, submission: Submission) -> list[str]:
         cpus = ["--cpus", str(submission.cpus)] if submission.cpus else []
-        argv = ["submit", "--name", submission.token, "--stdout", str(submission.batch_log), *cpus]
-        return [*self._program, *argv, str(submission.script)]
+        argv = ["--name", submission.token, "--stdout", str(submission.batch_log), *cpus]
+        return [*self._words("submit"), *argv, str(submission.script)]
 
     def parse_submit(self, answer: Answer) -> str:
         job_id = answer.stdout.strip()
@@ -61,8 +72,8 @@ class LocalScheduler:
     def is_ambiguous(self, answer: Answer) -> bool:
         return answer.returncode is None or answer.returncode <= 0
 
-    def status_argv(self) -> list[str]:
-        return [*self._program, "status"]
+    def status_argv(self, with_tasks: bool = False) -> list[str]:
+        return self._words("status")
 
     def parse_status(self, answer: Answer) -> dict[str, Seen] | None:
         if answer.returncode != 0:
@@ -79,7 +90,7 @@ class LocalScheduler:
         return seen
 
     def cancel_argv(self, job_ids: Sequence[str]) -> list[str]:
-        return [*self._program, "cancel", *job_ids]
+        return [*self._words("cancel"), *job_ids]
 
     def has_cancelled(self, answer: Answer) -> bool:
         return answer.returncode == 0
@@ -130,6 +141,15 @@ class LocalScheduler:
     def version_argv(self) -> None:
         """Return None: it is a part of orch."""
 
+    def cluster_argv(self) -> None:
+        """Return None: no job of this machine waits for another."""
+
+    def parse_cluster(self, answer: Answer) -> str | None:
+        return None
+
+    def dependency_option(self, completed: Sequence[str], ended: Sequence[str]) -> list[str]:
+        return []
+
     def mail_events(self, events: Collection[str]) -> str:
         raise UnsupportedFieldError(
             "job.notify: mail",
@@ -147,15 +167,15 @@ class LocalScheduler:
         notes: list[str],
     ) -> RoleResources:
         gpus_here = facts[MACHINE].gpus_per_node if MACHINE in facts else 0
-        cpus_here, mem_here_gb = len(os.sched_getaffinity(0)), machine_mem_gb()
+        cpus_here, mem_here_gb = self._size(facts)
         placed = [name for name in _PLACEMENT if getattr(wanted, name) is not None]
         if placed or wanted.directives:
             names = ", ".join([*placed, *(["directives"] if wanted.directives else [])])
             notes.append(f"{role}: not applicable on local: {names}")
-        _refuse(role, "nodes", wanted.nodes, 1)
-        _refuse(role, "cpus", wanted.cpus, cpus_here)
-        _refuse(role, "mem_gb", wanted.mem_gb, mem_here_gb)
-        _refuse(role, "gpus", wanted.gpus, gpus_here)
+        self._refuse(role, "nodes", wanted.nodes, 1)
+        self._refuse(role, "cpus", wanted.cpus, cpus_here)
+        self._refuse(role, "mem_gb", wanted.mem_gb, mem_here_gb)
+        self._refuse(role, "gpus", wanted.gpus, gpus_here)
         default_gpus = min(1, gpus_here) if role in {"server", "trial"} else 0
         return RoleResources(
             nodes=1,
@@ -164,17 +184,27 @@ class LocalScheduler:
             gpus=default_gpus if wanted.gpus is None else wanted.gpus,
         )
 
+    def _size(self, facts: Mapping[str, PartitionFacts]) -> tuple[int, float]:
+        """Return the machine's CPUs and its memory in GB (10^9 bytes).
+
+        Raises:
+            UserError: they are not known.
+        """
+        return len(os.sched_getaffinity(0)), machine_mem_gb()
+
+    def _refuse(self, role: str, field: str, wanted: float | None, most: float) -> None:
+        if wanted is not None and wanted > most:
+            raise UnsupportedFieldError(
+                f"{field} = {wanted:g} for the {role} job",
+                "scheduler 'local'",
+                f"{self.machine} has {most:g}.",
+                f"Lower it, or choose a cluster with job.scheduler.kind. Allowed: {most:g} at most.",
+            )
+
+    def check_arrays(self, role: str, resolved: RoleResources, notes: list[str]) -> None:
+        notes.append(f"{role}: not applicable on local: job_arrays")
+
 
 def machine_mem_gb() -> float:
     """Return this machine's memory in GB (10^9 bytes), one decimal."""
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-
-
-def _refuse(role: str, field: str, wanted: float | None, here: float) -> None:
-    if wanted is not None and wanted > here:
-        raise UnsupportedFieldError(
-            f"{field} = {wanted:g} for the {role} job",
-            "scheduler 'local'",
-            f"{MACHINE} has {here:g}.",
-            f"Lower it, or choose a cluster with job.scheduler.kind. Allowed: {here:g} at most.",
-        )

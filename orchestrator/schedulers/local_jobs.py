@@ -2,7 +2,7 @@
 
 ``python3 local_jobs.py submit|status|find|cancel …``
 
-Standard library only, Python 3.6, no import from this project: it is run as a command, one day over SSH too.
+Standard library only, Python 3.6, no import from this project: it is run as a command, over SSH too.
 Answers go to stdout (an id, or one JSON object a line), complaints to stderr.
 
 A job's id is ``<pid>.<start time in clock ticks since boot>`` of its leader, the ``bash`` that runs the script

@@ -15,6 +15,8 @@ from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.recipe.sections import PbsSchedulerSpec
 from orchestrator.schedulers.base import (
+    NO_PROGRAMS,
+    ArrayWords,
     Association,
     JobState,
     PartitionFacts,
@@ -22,6 +24,8 @@ from orchestrator.schedulers.base import (
     Seen,
     StartForecast,
     Submission,
+    dependency_list,
+    task_name,
 )
 from orchestrator.schedulers.pbs_directives import check_directives, has_resource
 from orchestrator.schedulers.pbs_json import read_jobs, read_nodes, read_queues
@@ -64,13 +68,17 @@ _LIMITS: Mapping[str, JobState] = {
     "vmem": JobState.OUT_OF_MEMORY,
 }
 
+# Source: qsub(1B), "Identifier Syntax": 1234[].server is an array, 1234[7].server one of its subjobs.
+_SUBJOB = re.compile(r"\[(\d*)\]")
 _JOB_ID = re.compile(r"\d+(\[\d*\])?(\.[A-Za-z0-9._-]+)?")
 _AMBIGUOUS = re.compile(
     r"connect|communication|timed? ?out|protocol error|internal server error|system error|end of file|reply|try again",
     re.IGNORECASE,
 )
 _GONE = re.compile(r"qstat: Unknown Job Id \S+|qstat: \S+ Job has finished.*")
-_CANNOT_CANCEL = re.compile(r"qdel: (?!Unknown Job Id |Job has finished|\S+ Job has finished)")
+# Source: pbs_error.h, PBSE_NOHISTARRAYSUBJOB, for a subjob that ended by itself a moment ago.
+_ENDED_SUBJOB = "Request invalid for finished array subjob"
+_CANNOT_CANCEL = re.compile(rf"qdel: (?!Unknown Job Id |Job has finished|\S+ Job has finished|{_ENDED_SUBJOB})")
 _NO_HISTORY = "PBS is not configured to maintain job history"
 _ANY_QUEUE = ""
 # Source: pbs_resources(7B), "Size": an integer and a suffix; qstat and pbsnodes write kb.
@@ -94,8 +102,16 @@ class PbsScheduler:
     template = "schedulers/pbs.j2"
     is_absence_final = False  # without job history a finished job is "Unknown Job Id", like one that never was
     supervisor_limits_memory = False
+    stop_grace_s = 7.0  # a queue's kill_delay is 10 s if not set (pbs_queue_attributes(7B)), for all of it
     untold_start = "not applicable: PBS estimates the start of submitted jobs only"
+    # Source: qsub(1B), "Environment Variables"; PBS_JOBID is the subjob's own.
+    arrays = ArrayWords(
+        "${PBS_ARRAY_INDEX}", "${PBS_JOBID}", lambda job_id, index: _SUBJOB.sub(f"[{index}]", job_id, count=1)
+    )
     default_bind = "0.0.0.0"  # noqa: S104 - services of one run meet across nodes
+    components_by: tuple[str, ...] = ()
+    launcher = "pbsdsh"
+    programs = NO_PROGRAMS
 
     def __init__(self, spec: PbsSchedulerSpec) -> None:
         self.command_timeout_s = spec.command_timeout_s
@@ -116,16 +132,23 @@ class PbsScheduler:
         has_id = bool(_JOB_ID.fullmatch(_last_line(answer.stdout)))
         return is_cut_off or has_id or bool(_AMBIGUOUS.search(answer.stderr))
 
-    def status_argv(self) -> list[str]:
+    def status_argv(self, with_tasks: bool = False) -> list[str]:
         # For all jobs: -u is an option of another output format and spoils the JSON (openpbs issue 2675); asked for
         # several ids, some versions tell of the first only (issue 2672). -x lists what has finished, of all users.
-        return ["qstat", *(["-x"] if self._spec.history else []), "-f", "-F", "json"]
+        # Whose jobs are ours is told with it: who asks may be another user there than here.
+        # -t tells of subjobs, again of all users: thousands, where somebody has large arrays.
+        options = f"{'-x ' if self._spec.history else ''}{'-t ' if with_tasks else ''}"
+        return ["sh", "-c", f"id -un && exec qstat {options}-f -F json"]
 
     def parse_status(self, answer: Answer) -> dict[str, Seen] | None:
         if not _is_proper(answer):
             return None
-        jobs = read_jobs(answer.stdout)
-        return None if jobs is None else {job_id: _seen(job_id, job) for job_id, job in jobs.items()}
+        user, _, document = answer.stdout.partition("\n")
+        jobs = read_jobs(document) if user else None
+        if jobs is None:
+            return None
+        # Anybody can read the name of our job, and give it to a job of his own.
+        return {job_id: _seen(job_id, job) for job_id, job in jobs.items() if _owner(job) == user}
 
     def cancel_argv(self, job_ids: Sequence[str]) -> list[str]:
         return ["qdel", *job_ids]
@@ -182,6 +205,16 @@ class PbsScheduler:
     def version_argv(self) -> list[str]:
         return ["qstat", "--version"]
 
+    def cluster_argv(self) -> None:
+        """Return None: an id ends in the name of its server."""
+
+    def parse_cluster(self, answer: Answer) -> str | None:
+        return None
+
+    def dependency_option(self, completed: Sequence[str], ended: Sequence[str]) -> list[str]:
+        wanted = dependency_list(completed, ended)
+        return ["-W", f"depend={wanted}"] if wanted else []
+
     def mail_events(self, events: Collection[str]) -> str:
         if "near_end" in events:
             raise UnsupportedFieldError(
@@ -221,6 +254,15 @@ class PbsScheduler:
                 "directives": directives,
             }
         )
+
+    def check_arrays(self, role: str, resolved: RoleResources, notes: list[str]) -> None:
+        if not (self._spec.rerunnable if resolved.requeue is None else resolved.requeue):
+            raise UnsupportedFieldError(
+                f"job_arrays with {role} jobs that may not be run again",
+                "scheduler 'pbs'",
+                'PBS refuses them: "cannot submit non-rerunable Array Job".',
+                f"Set resources.{role}.requeue or job.scheduler.rerunnable to true, or job_arrays to false.",
+            )
 
     def _refuse_what_pbs_has_not(self, role: str, wanted: RoleResources) -> None:
         if wanted.qos is not None:
@@ -283,15 +325,21 @@ def _is_proper(answer: Answer) -> bool:
 
 
 def _seen(job_id: str, job: Mapping[str, Any]) -> Seen:
-    comment = job.get("comment")
+    comment, name = job.get("comment"), _text(job.get("Job_Name"))
+    subjob = _SUBJOB.search(job_id)
     return Seen(
         job_id,
-        _text(job.get("Job_Name")),
+        task_name(name, subjob.group(1)) if subjob and subjob.group(1) else name,
         _state(job),
         _hosts(_text(job.get("exec_host"))),
         _text(comment) if comment is not None else None,
         never_starts=_text(comment).startswith("Can Never Run"),
     )
+
+
+def _owner(job: Mapping[str, Any]) -> str:
+    """Return the user of ``user@host`` (pbs_job_attributes(7B), Job_Owner); a user's name may hold an @ as well."""
+    return _text(job.get("Job_Owner")).rpartition("@")[0]
 
 
 def _state(job: Mapping[str, Any]) -> JobState:

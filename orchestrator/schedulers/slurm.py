@@ -11,6 +11,8 @@ from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.recipe.sections import SlurmSchedulerSpec
 from orchestrator.schedulers.base import (
+    NO_PROGRAMS,
+    ArrayWords,
     Association,
     JobState,
     PartitionFacts,
@@ -18,6 +20,8 @@ from orchestrator.schedulers.base import (
     Seen,
     StartForecast,
     Submission,
+    dependency_list,
+    task_name,
 )
 from orchestrator.transports import Answer
 
@@ -56,10 +60,14 @@ _NEVER_STARTS = re.compile(
     r"|DependencyNeverSatisfied|launch[ _]failed[ _]requeued[ _]held|JobHoldMaxRequeue"
     r"|(QOS|Assoc)Max\w+Per(Job|Node)(Limit)?|QOSMin\w+"
 )
+# Source: squeue(1), "%i": "Job arrays are displayed with the array job ID and the task ID".
+_TASK_ID = re.compile(r"\d+_(\d+)")
 _GPU_COUNT = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 _GPU_TYPE = re.compile(r"gpu:([^:,()]+):\d+")
 # Source: sbatch(1), --test-only, and Slurm's sbatch.c (print_multi_line_string of "Job %u to start at %s using …").
 _STARTS = re.compile(r"^sbatch: Job \S+ to start at (\S+) using ", re.MULTILINE)
+# Source: scontrol(1), "show config".
+_CLUSTER = re.compile(r"^ClusterName\s*=\s*(\S+)$", re.MULTILINE)
 _WOULD_REFUSE = re.compile(r"^allocation failure: (.+)$", re.MULTILINE)
 # For the one who runs it, here or on the far side of SSH. Source: sacctmgr(1), -n, -P and "SHOW".
 _ACCOUNTS = 'sacctmgr -n -P show assoc user="$(id -un)" format=Account,Partition,QOS'
@@ -82,8 +90,18 @@ class SlurmScheduler:
     template = "schedulers/slurm.j2"
     is_absence_final = False
     supervisor_limits_memory = False
+    stop_grace_s = 20.0  # KillWait is 30 s if not set (slurm.conf(5))
     untold_start = ""
+    # Source: sbatch(1), "JOB ARRAY SUPPORT". SLURM_JOB_ID is another number there, which squeue does not show.
+    arrays = ArrayWords(
+        "${SLURM_ARRAY_TASK_ID}",
+        "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}",
+        lambda job_id, index: f"{job_id.partition('_')[0]}_{index}",
+    )
     default_bind = "0.0.0.0"  # noqa: S104 - services of one run meet across nodes
+    components_by: tuple[str, ...] = ("partition", "account", "qos", "gpu_type", "directives")
+    launcher = "srun"
+    programs = NO_PROGRAMS
 
     def __init__(self, spec: SlurmSchedulerSpec) -> None:
         self.command_timeout_s = spec.command_timeout_s
@@ -107,7 +125,7 @@ class SlurmScheduler:
         is_cut_off = answer.returncode is None or answer.returncode <= 0
         return is_cut_off or bool(_AMBIGUOUS.search(answer.stderr))
 
-    def status_argv(self) -> list[str]:
+    def status_argv(self, with_tasks: bool = False) -> list[str]:
         # Asking by id fails as a whole for one unknown id, or leaves it out in silence: ask for all of the user's.
         return ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r|%j"]
 
@@ -122,9 +140,10 @@ class SlurmScheduler:
             # The name is last: it is the one field that may hold the separator.
             job_id, state, node, reason, name = parts
             known = STATES.get(state.partition(" ")[0], JobState.UNKNOWN)
+            task = _TASK_ID.fullmatch(job_id)
             seen[job_id] = Seen(
                 job_id,
-                name,
+                task_name(name, task.group(1)) if task else name,
                 known,
                 node or None,
                 None if reason in {"", "None"} else reason,
@@ -211,6 +230,18 @@ class SlurmScheduler:
     def version_argv(self) -> list[str]:
         return ["sbatch", "--version"]
 
+    def cluster_argv(self) -> list[str]:
+        return ["scontrol", "show", "config"]
+
+    def parse_cluster(self, answer: Answer) -> str | None:
+        found = _CLUSTER.search(answer.stdout) if answer.returncode == 0 else None
+        return found.group(1) if found else None
+
+    def dependency_option(self, completed: Sequence[str], ended: Sequence[str]) -> list[str]:
+        # Without the second one a job whose dependency has failed waits for ever (sbatch(1), --kill-on-invalid-dep).
+        wanted = dependency_list(completed, ended)
+        return [f"--dependency={wanted}", "--kill-on-invalid-dep=yes"] if wanted else []
+
     def mail_events(self, events: Collection[str]) -> str:
         return ",".join(name for event, name in _MAIL_EVENTS.items() if event in events)
 
@@ -238,6 +269,9 @@ class SlurmScheduler:
         gpus = filled.gpus if filled.gpus is not None else min(1, known.gpus_per_node) if known else 1
         gpu_type = filled.gpu_type or (known.gpu_type if known and gpus else None)
         return filled.model_copy(update={"gpus": gpus, "gpu_type": gpu_type})
+
+    def check_arrays(self, role: str, resolved: RoleResources, notes: list[str]) -> None:
+        """Slurm takes arrays of any jobs."""
 
 
 def _limits(parts: Sequence[str]) -> PartitionLimits:

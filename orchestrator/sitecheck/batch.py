@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.forecast.ask import Inquiry, ask_accounts, ask_limits
 from orchestrator.recipe.hosts import HERE, Partition
 from orchestrator.recipe.sections import LocalSchedulerSpec, SchedulerSpec
-from orchestrator.resolve import find_scheduler_there
-from orchestrator.schedulers import PartitionFacts, PartitionLimits, find_scheduler, make_scheduler
+from orchestrator.remote_host import bring_programs
+from orchestrator.resolve import PATH_AT_LOGIN, find_scheduler_there
+from orchestrator.schedulers import (
+    PartitionFacts,
+    PartitionLimits,
+    find_scheduler,
+    make_scheduler,
+    make_scheduler_there,
+)
 from orchestrator.schedulers.local import MACHINE
 from orchestrator.sitecheck.findings import Finding, failed, not_applicable, ok, warning
 from orchestrator.sitecheck.visit import Visit
@@ -20,24 +28,41 @@ SITE_FILE = "site file"
 def look_at_scheduler(visit: Visit) -> Finding:
     """Ask the batch system for the user's jobs and for its version."""
     spec, why = _scheduler_spec(visit)
-    if visit.name != HERE and isinstance(spec, LocalSchedulerSpec):
+    is_plain = visit.name != HERE and isinstance(spec, LocalSchedulerSpec)
+    if is_plain and visit.centre.scheduler is None:
         return failed(
-            "neither sbatch nor qsub is on PATH there",
-            "Set ssh.reads_profile: true if the site puts them there at login only.",
+            "the site file names no scheduler, and neither sbatch nor qsub is on PATH there",
+            f"Add scheduler: {{kind: local}} if it is a machine without a batch system. {PATH_AT_LOGIN}",
         )
-    visit.spec, scheduler = spec, make_scheduler(spec)
+    scheduler = make_scheduler(spec)
+    if is_plain:
+        scheduler = make_scheduler_there(spec, visit.name, visit.environment.supervisor_python, str(visit.own_folder))
+        bring_programs(scheduler, visit.transport)
+    visit.spec = spec
     inquiry = Inquiry(scheduler, visit.transport)
     answer = inquiry.ask(scheduler.status_argv())
     if answer is None or scheduler.parse_status(answer) is None:
         return failed(
             f"{scheduler.kind}: {inquiry.why_not(answer)}",
-            "Try `{}` there; a site in maintenance answers later.".format(" ".join(scheduler.status_argv()[:1])),
+            f"Try `{shlex.join(scheduler.status_argv())}` there; a site in maintenance answers later.",
         )
     visit.scheduler = scheduler
+    if is_plain and _ends_with_the_login(visit):
+        return warning(
+            "systemd-logind there ends all processes of a user with the last login (KillUserProcesses=yes)",
+            "Jobs would not outlive the connection: ask for KillUserProcesses=no, or your name in KillExcludeUsers.",
+        )
     argv = scheduler.version_argv()
     version = inquiry.ask(argv) if argv else None
     lines = version.stdout.strip().splitlines() if version and version.returncode == 0 else []
     return ok(f"{scheduler.kind}{f': {lines[-1].strip()}' if lines else ''} ({why})")
+
+
+def _ends_with_the_login(visit: Visit) -> bool:
+    """Return whether processes of another session end with it. Source: org.freedesktop.login1(5), logind.conf(5)."""
+    manager = ("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager")
+    answer = visit.transport.run(["busctl", "get-property", *manager, "KillUserProcesses"], 20.0)
+    return answer.returncode == 0 and answer.stdout.split() == ["b", "true"]
 
 
 def _scheduler_spec(visit: Visit) -> tuple[SchedulerSpec, str]:
@@ -85,7 +110,7 @@ def look_at_partitions(visit: Visit) -> Finding:
         **{name: PartitionFacts(item.gpus_per_node, SITE_FILE, item.gpu_type) for name, item in claims.items()},
     }
     if MACHINE in told:
-        return not_applicable("this machine has no partitions")
+        return not_applicable(f"{told[MACHINE].words}; it has no partitions")
     roles = centre.role_partitions
     named = dict.fromkeys([*claims, *filter(None, (roles.server, roles.client, roles.monitoring, roles.trial))])
     limits, words = ask_limits(inquiry)

@@ -19,6 +19,7 @@ class Verdict(StrEnum):
     WARNING = "warning"
     NOT_APPLICABLE = "n/a"
     NOT_TRIED = "not tried"
+    PLANNED = "dry run"
 
 
 _BLOCKS = frozenset({Verdict.FAILED, Verdict.NOT_TRIED})
@@ -62,6 +63,11 @@ def not_applicable(why: str) -> Finding:
 def not_tried(why: str) -> Finding:
     """Return that it was not looked at."""
     return Finding(Verdict.NOT_TRIED, why)
+
+
+def planned(words: str) -> Finding:
+    """Return what would be done, of a step that changes something."""
+    return Finding(Verdict.PLANNED, words)
 
 
 @dataclass(frozen=True)

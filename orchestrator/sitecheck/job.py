@@ -11,6 +11,7 @@ from orchestrator.errors import SubmitError, TransportError
 from orchestrator.plan import WARNING_S
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.schedulers import JobState, Seen, Submission
+from orchestrator.schedulers.local import MACHINE
 from orchestrator.sitecheck.findings import Finding, failed, not_tried, ok, warning
 from orchestrator.sitecheck.software import PYTHON_CODE
 from orchestrator.sitecheck.visit import Report, Visit
@@ -57,7 +58,7 @@ def choose_resources(visit: Visit) -> RoleResources:
     """
     centre, options = visit.centre, visit.options
     partition = options.partition or _partition_of(visit)
-    facts = visit.facts.get(partition or "")
+    facts = visit.facts.get(partition or "", visit.facts.get(MACHINE))
     gpus = options.gpus
     if gpus is None and partition in centre.partitions:
         gpus = centre.partitions[partition].gpus_per_node
@@ -102,6 +103,8 @@ def _script_text(visit: Visit) -> str:
                 "body": "sitecheck/probe.j2",
                 "experiment": visit.token,
             },
+            "array": None,
+            "components": (),
             "resources": visit.resources,
             "warning_s": WARNING_S,
             "scheduler": visit.spec,

@@ -36,7 +36,7 @@ while [ -n "$3" ] && rmdir -- "$p" 2>/dev/null && [ "$p" != "$3" ]; do p=$(dirna
 exit 0
 """
 # Sources: df(1) -P; quota(1) -w (no line breaks) and -p (no empty columns); lfs-quota(1) -q; lfs-project(1) -d.
-_SPACE = r"""
+SPACE = r"""
 LC_ALL=C; export LC_ALL
 df -Pk -- "$1" | awk 'NR == 2 { print "free_kib " $4; print "device " $1 }'
 df -Pi -- "$1" 2>/dev/null | awk 'NR == 2 { print "free_files " $4 }'
@@ -152,7 +152,7 @@ def parse_quotas(lines: Sequence[str]) -> list[Quota]:
 
 def look_at_space(visit: Visit) -> Finding:
     """Compare free space, free files and quotas with what a run takes."""
-    answer = visit.shell(_SPACE, visit.folder)
+    answer = visit.shell(SPACE, visit.folder)
     lines = answer.stdout.splitlines()
     facts = dict(line.partition(" ")[::2] for line in lines)
     if answer.returncode is None or not facts.get("free_kib", "").isdigit():

@@ -18,6 +18,7 @@ _STYLES = {
     Verdict.WARNING: "yellow",
     Verdict.NOT_APPLICABLE: "bright_black",
     Verdict.NOT_TRIED: "bright_black",
+    Verdict.PLANNED: "cyan",
 }
 
 
@@ -33,14 +34,33 @@ def show_steps(steps: Sequence[Step], console: Console) -> None:
     table.add_column("state", no_wrap=True)
     table.add_column("what was found", overflow="fold")
     for step in steps:
-        finding = step.finding
-        style = _STYLES[finding.verdict]
-        is_quiet = finding.verdict in {Verdict.NOT_APPLICABLE, Verdict.NOT_TRIED}
-        words = Text(finding.words, style=style if is_quiet else "")
-        if finding.remedy:
-            words.append(f"\n→ {finding.remedy}", style=style)
-        table.add_row(step.name, Text(finding.verdict, style=style), words)
+        table.add_row(*_cells(step))
     console.print(table)
+    show_counts(steps, console)
+
+
+def show_step(step: Step, console: Console, name_width: int) -> None:
+    """Print the row of one step, as it ends; rows with the same ``name_width`` make a table."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, width=name_width)
+    table.add_column(no_wrap=True, width=max(map(len, Verdict)))
+    table.add_column(overflow="fold")
+    table.add_row(*_cells(step))
+    console.print(table)
+
+
+def _cells(step: Step) -> tuple[str, Text, Text]:
+    finding = step.finding
+    style = _STYLES[finding.verdict]
+    is_quiet = finding.verdict in {Verdict.NOT_APPLICABLE, Verdict.NOT_TRIED}
+    words = Text(finding.words, style=style if is_quiet else "")
+    if finding.remedy:
+        words.append(f"\n→ {finding.remedy}", style=style)
+    return step.name, Text(finding.verdict, style=style), words
+
+
+def show_counts(steps: Sequence[Step], console: Console) -> None:
+    """Print how many steps ended how."""
     counts = Counter(step.finding.verdict for step in steps)
     console.print(", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict]))
 

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.errors import SiteError
 from orchestrator.forecast.document import clock
 from orchestrator.recipe.load import escape_variables, validate
-from orchestrator.recipe.sections import Binaries
+from orchestrator.recipe.sections import Binaries, LocalSchedulerSpec
 from orchestrator.recipe.yaml_text import load_yaml
 from orchestrator.render import render
 from orchestrator.schedulers import PartitionLimits
@@ -69,10 +69,11 @@ def _context(found: Survey, is_host: bool) -> dict[str, Any]:
     return {
         "kind": found.spec.kind,
         "is_host": is_host,
+        "is_plain": is_host and isinstance(found.spec, LocalSchedulerSpec),
         "partitions": partitions,
         "partitions_words": _comment(found.limits_words),
         "role_partitions": _role_partitions(partitions, found.limits),
-        "largest": _largest(found),
+        "largest": found.largest.words if found.largest is not None else None,
         "account": _account(found),
         "accounts_words": _comment(found.accounts_words).capitalize(),
         "qos": found.default.qos[0] if found.default is not None and found.default.qos else None,
@@ -123,14 +124,6 @@ def _role_partitions(partitions: list[PartitionText], limits: Mapping[str, Parti
         return {}
     server, client = (with_gpus or without)[0], (without or with_gpus)[0]
     return {"server": server, "client": client, "monitoring": client, "trial": server}
-
-
-def _largest(found: Survey) -> str | None:
-    if found.largest is None:
-        return None
-    node = found.largest
-    parts = [f"{node.cpus} CPUs" if node.cpus else "", f"{node.mem_mib / 1024:.1f} GiB" if node.mem_mib else ""]
-    return ", ".join(filter(None, [*parts, f"{node.gpus_per_node} GPUs"]))
 
 
 def _account(found: Survey) -> str | None:

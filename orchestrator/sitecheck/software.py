@@ -106,13 +106,13 @@ def judge_python(python: str, said: str, packages: Packages) -> Finding:
         lacks = ", ".join(dict.fromkeys([*for_client, *for_trainer]))
         return failed(
             f"{python} ({found}) lacks {lacks}",
-            "The client service needs them: `make env` there, or name the interpreter that has them in "
-            "environment.python.",
+            "The client service needs them: `orch.py env create` (--host NAME for a host), or name an interpreter "
+            "that has them in environment.python.",
         )
     if for_trainer:
         return warning(
             f"{python} ({found}) lacks {', '.join(for_trainer)}",
-            "A search (job.hpo) needs them; benchmarks do not.",
+            "A search (job.hpo) needs them, benchmarks do not: `orch.py env create --for client,trainer`.",
         )
     return ok(f"{python}: {found}, with what client and trainer need")
 

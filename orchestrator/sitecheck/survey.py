@@ -7,14 +7,24 @@ from dataclasses import dataclass
 
 from orchestrator.errors import TransportError
 from orchestrator.forecast.ask import Inquiry, ask_accounts, ask_limits
+from orchestrator.recipe.hosts import BASE_DIR
 from orchestrator.recipe.sections import Binaries, LocalSchedulerSpec, SchedulerSpec
 from orchestrator.resolve import find_scheduler_there
-from orchestrator.schedulers import Association, PartitionFacts, PartitionLimits, find_scheduler, make_scheduler
+from orchestrator.schedulers import (
+    Association,
+    PartitionFacts,
+    PartitionLimits,
+    find_scheduler,
+    make_scheduler,
+    make_scheduler_there,
+)
+from orchestrator.schedulers.local import MACHINE
 from orchestrator.sitecheck.software import PYTHON_CODE, Interpreter, parse_python
 from orchestrator.transports import Transport
 
 LOGIN_TIMEOUT_S = 60.0
 _DEBIAN = "prometheus-"
+_BATCH_PROGRAMS = ("sbatch", "qsub")
 # One name and value a line, after a mark that no start-up file prints.
 _LOOK = r"""
 tell() { printf 'orch-fact %s %s\n' "$1" "$2"; }
@@ -47,7 +57,8 @@ class Survey:
         version: What the scheduler calls itself, empty if it does not.
         limits: By partition; empty if the scheduler does not tell.
         limits_words: What was said of partitions.
-        largest: What the largest of all nodes has, where it is not told by partition; None otherwise.
+        largest: What the largest of all nodes has, where it is not told by partition, or a machine without a batch
+            system; None otherwise.
         accounts: What the user may charge; None if the scheduler cannot tell.
         accounts_words: What was said of accounts.
         default: The account and qos that are charged by themselves, None if not known.
@@ -69,9 +80,9 @@ class Survey:
 
 
 def programs() -> tuple[str, ...]:
-    """Return the names under which monitoring programs are looked for: orch's, then Debian's."""
+    """Return what is looked for: batch systems, and monitoring programs by orch's names, then by Debian's."""
     names = [str(field.default) for field in Binaries.model_fields.values()]
-    return (*names, *(f"{_DEBIAN}{name.replace('_', '-')}" for name in names if name != "prometheus"))
+    return (*_BATCH_PROGRAMS, *names, *(f"{_DEBIAN}{name.replace('_', '-')}" for name in names if name != "prometheus"))
 
 
 def survey(transport: Transport, is_here: bool) -> Survey:
@@ -81,8 +92,8 @@ def survey(transport: Transport, is_here: bool) -> Survey:
         TransportError: it cannot be asked, or has no scheduler though it is not this machine.
     """
     facts = _facts(transport)
-    spec = _spec(transport, is_here)
-    scheduler = make_scheduler(spec)
+    spec = _spec(transport, is_here, facts)
+    scheduler = make_scheduler(spec) if is_here else make_scheduler_there(spec, transport.host, "python3", BASE_DIR)
     inquiry = Inquiry(scheduler, transport)
     argv = scheduler.version_argv()
     version = inquiry.ask(argv) if argv else None
@@ -99,7 +110,7 @@ def survey(transport: Transport, is_here: bool) -> Survey:
         version=said[-1].strip() if said else "",
         limits={} if isinstance(spec, LocalSchedulerSpec) else limits,
         limits_words=limits_words,
-        largest=told.get(""),
+        largest=told.get("") or (told.get(MACHINE) if not is_here else None),
         accounts=accounts,
         accounts_words=accounts_words,
         default=scheduler.parse_defaults(answer) if answer is not None else None,
@@ -116,14 +127,15 @@ def _facts(transport: Transport) -> dict[str, str]:
     return {line[1]: line[2] for line in lines}
 
 
-def _spec(transport: Transport, is_here: bool) -> SchedulerSpec:
+def _spec(transport: Transport, is_here: bool, facts: Mapping[str, str]) -> SchedulerSpec:
     if is_here:
         return find_scheduler()[0]
     spec = find_scheduler_there(transport.host, transport, [])
-    if isinstance(spec, LocalSchedulerSpec):
+    at_login = [name for name in _BATCH_PROGRAMS if f"program_{name}" in facts]
+    if isinstance(spec, LocalSchedulerSpec) and at_login:
         raise TransportError(
             transport.host,
-            "neither sbatch nor qsub is on PATH there",
-            "If the site puts them there at login only, write its site file by hand, with ssh.reads_profile: true.",
+            f"{at_login[0]} is on PATH there at login only",
+            "Write its site file by hand, with ssh.reads_profile: true.",
         )
     return spec

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.resolve import base_dir_there, find_scheduler_there
-from orchestrator.schedulers import Scheduler, make_scheduler
+from orchestrator.schedulers import Scheduler, make_scheduler_there
 from orchestrator.site import load_site
 from orchestrator.transports import Transport
 from orchestrator.transports.ways import can_ask, way_to
@@ -49,8 +49,9 @@ def open_place(name: str, site_file: Path | None) -> Place:
     spec = site.hosts[name]
     transport = way_to(spec.ssh)
     transport.open(interactive=can_ask())
-    scheduler = make_scheduler(spec.scheduler or find_scheduler_there(name, transport, []))
     base = base_dir_there(name, spec, transport)
+    chosen = spec.scheduler or find_scheduler_there(name, transport, [])
+    scheduler = make_scheduler_there(chosen, name, spec.environment.supervisor_python, base)
     return Place(name, transport, scheduler, base, spec.cache_dir or f"{base}/cache")
 
 

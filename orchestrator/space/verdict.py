@@ -176,7 +176,8 @@ def _sign_of_life(run: RunDir, host: Host, tokens: Iterable[str]) -> str:
     for token in open_tokens:
         record = ends[token]
         # Each machine's own jobs are known only there.
-        if host.scheduler.kind == "local" and record is not None and record.host != socket.gethostname():
+        is_here = host.name == HERE and host.scheduler.kind == "local"
+        if is_here and record is not None and record.host != socket.gethostname():
             return f"{token} ran on {record.host}, which only that machine can tell of"
     return ""
 

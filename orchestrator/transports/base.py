@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from orchestrator.errors import RemoteFileError
 
 RECORD_LIMIT_BYTES = 1 << 20
 TRANSFER_TIMEOUT_S = 3600.0
+NO_STARTS: Mapping[str, int] = MappingProxyType({})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 # A job submitted from inside a job inherits its variables, and SBATCH_* would override the script's directives.
 # What says how to reach the controller or the server stays.
 _SCRUBBED_PREFIXES = (
     "SLURM_",
+    "ORCH_STEP_",
     "SLURMD_",
     "SBATCH_",
     "SQUEUE_",
@@ -29,6 +32,7 @@ _SCRUBBED_PREFIXES = (
     "PMI_",
     "ORCH_JOB_ID",
     "ORCH_END_TIME",
+    "ORCH_OWN_JOB",
 )
 _KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "PBS_CONF_FILE", "PBS_EXEC", "PBS_SERVER", "PBS_DEFAULT"})
 
@@ -156,6 +160,9 @@ class Transport(Protocol):
     directory; `~` and wildcards mean themselves.
     """
 
+    while_copying: Callable[[], None]
+    """Called again and again, at least every second, while push or pull lasts; what it raises ends the copy."""
+
     @property
     def host(self) -> str:
         """The machine's name for people."""
@@ -210,14 +217,20 @@ class Transport(Protocol):
         """Copy a file or a folder here; see push."""
 
     def read_many(
-        self, paths: Sequence[str], limit_bytes: int = RECORD_LIMIT_BYTES, timeout_s: float = 30.0
+        self,
+        paths: Sequence[str],
+        limit_bytes: int = RECORD_LIMIT_BYTES,
+        timeout_s: float = 30.0,
+        starts: Mapping[str, int] = NO_STARTS,
     ) -> dict[str, FileContent]:
-        """Return small files by path, all with one command.
+        """Return small files, and parts of growing ones, by path; all with one command.
 
         Args:
             paths: Their paths.
             limit_bytes: Larger ones are a problem of their own and are not read.
             timeout_s: For all of them, in seconds.
+            starts: Growing files among them, and from which byte on each is read. Of these ``limit_bytes`` bytes are
+                returned at most, none if the file ends before; what a look costs depends on them alone.
         """
 
     def read_text(self, path: str, limit_bytes: int = RECORD_LIMIT_BYTES, timeout_s: float = 30.0) -> str | None:

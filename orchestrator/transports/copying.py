@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -75,26 +75,26 @@ def leads_out(path: str, target: str) -> bool:
     return os.path.normpath(f"{os.path.dirname(path)}/{target}".lstrip("/")).split("/")[0] == ".."  # noqa: PTH120
 
 
-def copy(source: Path, target: Path, options: TransferOptions, host: str) -> Transfer:
-    """Copy a file or a tree on this machine; see Transport.push.
+def copy(source: Path, target: Path, options: TransferOptions, host: str, tick: Callable[[], None]) -> Transfer:
+    """Copy a file or a tree on this machine, and call ``tick`` after each MiB; see Transport.push.
 
     Raises:
         TransferError: anything could not be read or written.
     """
     try:
         if source.is_dir():
-            return _copy_tree(source, target, options)
+            return _copy_tree(source, target, options, tick)
         if target.is_dir():
             raise TransferError(host, f"cannot copy {source}: {target} is a directory")
         status = source.stat()
         entry = TreeEntry(source.name, status.st_mode, status.st_size)
-        is_new = _copy_file(source, target, options)
+        is_new = _copy_file(source, target, options, tick)
         return Transfer((entry.path,) if is_new else (), entry.n_bytes if is_new else 0, "copy")
     except OSError as error:
         raise TransferError(host, f"cannot copy {source} to {target}: {error}", remedy_for(str(error))) from error
 
 
-def _copy_tree(source: Path, target: Path, options: TransferOptions) -> Transfer:
+def _copy_tree(source: Path, target: Path, options: TransferOptions, tick: Callable[[], None]) -> Transfer:
     entries, folders = [], []
     for entry in walk(source, options.excludes):
         to = target / entry.path
@@ -106,7 +106,7 @@ def _copy_tree(source: Path, target: Path, options: TransferOptions) -> Transfer
             _copy_link(source, entry, to, options)
         elif not stat.S_ISREG(entry.mode):
             log.warning("%s is no regular file and is not copied", source / entry.path)
-        elif _copy_file(source / entry.path, to, options):
+        elif _copy_file(source / entry.path, to, options, tick):
             entries.append(entry)
     if not options.is_dry_run:
         make_private_dir(target)
@@ -129,7 +129,7 @@ def _copy_link(top: Path, entry: TreeEntry, to: Path, options: TransferOptions) 
     temporary.replace(to)
 
 
-def _copy_file(source: Path, target: Path, options: TransferOptions) -> bool:
+def _copy_file(source: Path, target: Path, options: TransferOptions, tick: Callable[[], None]) -> bool:
     if _is_same(source, target, options.is_checksummed):
         return False
     if options.is_dry_run:
@@ -139,7 +139,9 @@ def _copy_file(source: Path, target: Path, options: TransferOptions) -> bool:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as writer, source.open("rb") as reader:
-            shutil.copyfileobj(reader, writer, 1 << 20)
+            while block := reader.read(1 << 20):
+                writer.write(block)
+                tick()
             writer.flush()
             os.fsync(writer.fileno())
         shutil.copystat(source, temporary)

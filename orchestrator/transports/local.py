@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
@@ -16,6 +16,7 @@ from typing import BinaryIO
 from orchestrator.errors import RemoteFileError
 from orchestrator.transports.base import (
     DEFAULT_TRANSFER,
+    NO_STARTS,
     RECORD_LIMIT_BYTES,
     Address,
     Answer,
@@ -36,6 +37,9 @@ _ABSENT = (FileNotFoundError, NotADirectoryError)
 
 class LocalTransport:
     """Runs argv on this machine. Forwards are the addresses themselves."""
+
+    def __init__(self) -> None:
+        self.while_copying: Callable[[], None] = lambda: None
 
     @property
     def host(self) -> str:
@@ -95,12 +99,16 @@ class LocalTransport:
     def _copy(self, source: Path, target: Path, options: TransferOptions) -> Transfer:
         if absolute(source) == absolute(target):
             return Transfer((), 0, "copy")
-        return copy(absolute(source), absolute(target), options, self.host)
+        return copy(absolute(source), absolute(target), options, self.host, self.while_copying)
 
     def read_many(
-        self, paths: Sequence[str], limit_bytes: int = RECORD_LIMIT_BYTES, timeout_s: float = 30.0
+        self,
+        paths: Sequence[str],
+        limit_bytes: int = RECORD_LIMIT_BYTES,
+        timeout_s: float = 30.0,
+        starts: Mapping[str, int] = NO_STARTS,
     ) -> dict[str, FileContent]:
-        return {path: _read(Path.home() / path, limit_bytes) for path in paths}
+        return {path: _read(Path.home() / path, limit_bytes, starts.get(path)) for path in paths}
 
     def read_text(self, path: str, limit_bytes: int = RECORD_LIMIT_BYTES, timeout_s: float = 30.0) -> str | None:
         return decoded_text(self.host, path, _read(Path.home() / path, limit_bytes))
@@ -165,9 +173,12 @@ def _open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _read(path: Path, limit_bytes: int) -> FileContent:
+def _read(path: Path, limit_bytes: int, start: int | None = None) -> FileContent:
     try:
         with _open_regular(path) as file:
+            if start is not None:
+                file.seek(start)
+                return FileContent(file.read(limit_bytes))
             data = file.read(limit_bytes + 1)
     except _ABSENT:
         return FileContent()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from secrets import token_hex
 
 from orchestrator.transports.base import FileChunk, FileContent
@@ -14,10 +14,15 @@ _GONE = ("No such file or directory", "Not a directory")
 # so that nobody can write a file that looks like several.
 _READ = r"""
 LC_ALL=C; export LC_ALL; key=$orch_boundary; unset orch_boundary; limit=$1; shift
-for p do
+while [ $# -gt 0 ]; do
+  start=$1; p=$2; shift 2
   [ -f "$p" ] || [ ! -e "$p" ] || { printf '%sZnot a regular file%sE' "$key" "$key"; continue; }
   printf '%sD' "$key"
-  said=$({ head -c "$limit" -- "$p" >&3; } 2>&1)
+  if [ "$start" = 1 ]; then
+    said=$({ head -c "$limit" -- "$p" >&3; } 2>&1)
+  else
+    said=$({ head -c 1 -- "$p" >/dev/null && tail -c "+$start" -- "$p" | head -c "$limit" >&3; } 2>&1)
+  fi
   printf '%sX%s %s%sE' "$key" "$?" "$said" "$key"
 done 3>&1
 exit 0
@@ -44,14 +49,18 @@ if command -v rsync >/dev/null 2>&1; then echo "$k rsync"; else echo "$k none"; 
 """
 
 
-def read_argv(paths: Sequence[str], limit_bytes: int) -> list[str]:
+def read_argv(paths: Sequence[str], limit_bytes: int, starts: Mapping[str, int]) -> list[str]:
     """Return the command that prints the files; its variable ``orch_boundary`` keeps them apart."""
-    return ["sh", "-c", _READ, "sh", str(limit_bytes + 1), *paths]
+    words = [word for path in paths for word in (str(starts.get(path, 0) + 1), path)]
+    return ["sh", "-c", _READ, "sh", str(limit_bytes + 1), *words]
 
 
-def parse_read(stdout: bytes, boundary: str, limit_bytes: int) -> list[FileContent]:
-    """Return the contents in the order of the paths; fewer than paths if the answer was cut."""
-    contents, data = [], b""
+def parse_read(
+    stdout: bytes, boundary: str, paths: Sequence[str], limit_bytes: int, starts: Mapping[str, int]
+) -> dict[str, FileContent]:
+    """Return the contents by path; fewer than ``paths`` if the answer was cut."""
+    contents: list[FileContent] = []
+    data = b""
     for part in stdout.split(boundary.encode())[1:]:
         kind, rest = part[:1], part[1:]
         if kind == b"D":
@@ -60,13 +69,16 @@ def parse_read(stdout: bytes, boundary: str, limit_bytes: int) -> list[FileConte
             contents.append(FileContent(problem=rest.decode()))
         elif kind == b"X":
             code, _, said = rest.decode(errors="replace").partition(" ")
-            contents.append(_content(data, int(code), said.strip(), limit_bytes))
-    return contents
+            is_part = len(contents) < len(paths) and paths[len(contents)] in starts
+            contents.append(_content(data, int(code), said.strip(), limit_bytes, is_part))
+    return dict(zip(paths, contents, strict=False))
 
 
-def _content(data: bytes, code: int, said: str, limit_bytes: int) -> FileContent:
+def _content(data: bytes, code: int, said: str, limit_bytes: int, is_part: bool) -> FileContent:
     if code != 0:
         return FileContent() if said.endswith(_GONE) else FileContent(problem=said.rpartition(": ")[2])
+    if is_part:
+        return FileContent(data[:limit_bytes])
     return too_large(limit_bytes) if len(data) > limit_bytes else FileContent(data)
 
 

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from orchestrator.errors import NoConnectionError, TransferError
 from orchestrator.transports.base import Transfer, TransferOptions
 from orchestrator.transports.copying import log, remedy_for
 
+TICK_S = 1.0
 PARTIAL_DIR = ".orch-partial"
 _CLEAN_SHELL = Path(__file__).with_name("clean_shell.py")
 _UNSAFE_LINK = b"ignoring unsafe symlink"
@@ -31,11 +33,13 @@ class Rsync:
         host: The other machine for people.
         ssh_argv: ssh with all its words, host included.
         shell_words: The remote shell, such as `sh -c`.
+        tick: Called every second while a copy lasts.
     """
 
     host: str
     ssh_argv: tuple[str, ...]
     shell_words: str
+    tick: Callable[[], None]
 
     def push(self, local: Path, remote: str, options: TransferOptions) -> Transfer:
         """Copy ``local`` to ``remote``, both without or both with a final slash.
@@ -84,7 +88,7 @@ class Rsync:
             env={**os.environ, "ORCH_CLEAN_SHELL": settings, "LC_ALL": "C.UTF-8"},
             start_new_session=True,
         )
-        stdout, stderr = wait_or_end(process, options.timeout_s)
+        stdout, stderr = wait_or_end(process, options.timeout_s, self.tick)
         said = stderr.decode(errors="replace").strip()
         if process.returncode < 0:
             raise TransferError(
@@ -98,11 +102,29 @@ class Rsync:
         return _parsed(stdout)
 
 
-def wait_or_end(process: subprocess.Popen[bytes], timeout_s: float, stdin: bytes | None = None) -> tuple[bytes, bytes]:
-    """Return both streams; after ``timeout_s`` seconds the process group is killed and the exit code negative."""
+def wait_or_end(
+    process: subprocess.Popen[bytes], timeout_s: float, tick: Callable[[], None], stdin: bytes | None = None
+) -> tuple[bytes, bytes]:
+    """Return both streams; after ``timeout_s`` seconds the process group is killed and the exit code negative.
+
+    Args:
+        process: A session of its own.
+        timeout_s: Its longest duration.
+        tick: Called every second meanwhile; what it raises ends the process.
+        stdin: What it reads.
+    """
+    deadline = time.monotonic() + timeout_s
     with process:
         try:
-            return process.communicate(stdin, timeout=timeout_s)
+            while True:
+                left_s = deadline - time.monotonic()
+                try:
+                    return process.communicate(stdin, timeout=min(TICK_S, max(0.0, left_s)))
+                except subprocess.TimeoutExpired:
+                    if left_s <= 0:
+                        raise
+                stdin = None  # communicate() has kept it
+                tick()
         except BaseException as error:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -32,11 +32,13 @@ class Sftp:
         host: The other machine for people.
         words: sftp's words for the connection, and the host.
         run: Runs a command over there.
+        tick: Called every second while files are copied.
     """
 
     host: str
     words: tuple[str, ...]
     run: Callable[[Sequence[str]], Answer]
+    tick: Callable[[], None]
 
     def push(self, local: Path, remote: str, options: TransferOptions) -> Transfer:
         """Copy ``local`` to ``remote``.
@@ -135,7 +137,7 @@ class Sftp:
             start_new_session=True,
         )
         script = os.fsencode("".join(f"{line}\n" for line in batch))
-        _, stderr = wait_or_end(process, options.timeout_s, script)
+        _, stderr = wait_or_end(process, options.timeout_s, self.tick, script)
         said = stderr.decode(errors="replace").strip()
         if process.returncode != 0:
             raise TransferError(

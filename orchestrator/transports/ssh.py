@@ -8,7 +8,7 @@ import posixpath
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
@@ -26,6 +26,7 @@ from orchestrator.errors import (
 from orchestrator.transports import remote_files
 from orchestrator.transports.base import (
     DEFAULT_TRANSFER,
+    NO_STARTS,
     RECORD_LIMIT_BYTES,
     Address,
     Answer,
@@ -65,6 +66,7 @@ class SshTransport:
             TransportError: there is no private place for the control socket.
         """
         self.spec = spec
+        self.while_copying: Callable[[], None] = lambda: None
         self._master = Master(spec)
         self._forwards = Forwards(spec.label, self._master)
         self._lock = threading.RLock()
@@ -122,7 +124,7 @@ class SshTransport:
         if self._failure is not None and left_s > 0:
             raise self._failure.with_traceback(None)
         if self._was_connected:
-            log.warning("%s: the connection was lost; connecting again", self.host)
+            log.info("%s: the connection was lost; connecting again", self.host)
         try:
             self._master.start(interactive)
         except TransportError as error:
@@ -217,16 +219,21 @@ class SshTransport:
         return end
 
     def read_many(
-        self, paths: Sequence[str], limit_bytes: int = RECORD_LIMIT_BYTES, timeout_s: float = 30.0
+        self,
+        paths: Sequence[str],
+        limit_bytes: int = RECORD_LIMIT_BYTES,
+        timeout_s: float = 30.0,
+        starts: Mapping[str, int] = NO_STARTS,
     ) -> dict[str, FileContent]:
         if not paths:
             return {}
         key = token_hex(16)
-        end = self._ask(remote_files.read_argv(paths, limit_bytes), timeout_s, key=key)
-        contents = remote_files.parse_read(end.outcome.stdout, key, limit_bytes)
+        paths = list(dict.fromkeys(paths))
+        end = self._ask(remote_files.read_argv(paths, limit_bytes, starts), timeout_s, key=key)
+        contents = remote_files.parse_read(end.outcome.stdout, key, paths, limit_bytes, starts)
         if end.outcome.returncode != 0 or len(contents) != len(paths):
             raise TransportError(self.host, f"cannot read files: {end.outcome.stderr.decode(errors='replace').strip()}")
-        return dict(zip(paths, contents, strict=True))
+        return contents
 
     def read_text(self, path: str, limit_bytes: int = RECORD_LIMIT_BYTES, timeout_s: float = 30.0) -> str | None:
         return decoded_text(self.host, path, self.read_many([path], limit_bytes, timeout_s)[path])
@@ -297,12 +304,13 @@ class SshTransport:
             raise TransferError(self.host, f"cannot make {path}: {said}", remedy_for(said))
 
     def _rsync(self) -> Rsync:
-        return Rsync(self.host, tuple(self._ssh_argv()), "sh -l -c" if self.spec.reads_profile else "sh -c")
+        shell = "sh -l -c" if self.spec.reads_profile else "sh -c"
+        return Rsync(self.host, tuple(self._ssh_argv()), shell, self.while_copying)
 
     def _sftp(self, options: TransferOptions) -> Sftp:
         words = ["-F", "/dev/null", "-o", f"ControlPath={self._master.path}", "-o", "ControlMaster=no"]
         words += ["-o", "ProxyCommand=false", "-o", "BatchMode=yes", "--", self.spec.host]
-        return Sftp(self.host, tuple(words), lambda argv: self.run(argv, options.timeout_s))
+        return Sftp(self.host, tuple(words), lambda argv: self.run(argv, options.timeout_s), self.while_copying)
 
     def forward(self, host: str, port: int) -> Address:
         with self._lock:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.transports.base import Transport
 from orchestrator.transports.ssh import SshTransport
 from orchestrator.transports.ssh_spec import SshSpec
 
 _ways: dict[str, SshTransport] = {}
 
 
-def way_to(spec: SshSpec) -> Transport:
+def way_to(spec: SshSpec) -> SshTransport:
     """Return the way to a machine; the same for the same description."""
     return _ways.setdefault(spec.model_dump_json(), SshTransport(spec))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from agent.stage import HpoStage
 from orchestrator import supervisor
+from orchestrator.arrays import PlannedArray
 from orchestrator.hosts import Hosts, ThisMachine
 from orchestrator.jobs import JobTracker
 from orchestrator.ledger import Ledger
@@ -140,11 +141,14 @@ class Bench:
         self.endpoint: Endpoint | Exception = LookupError("no server")
         self.on_wait: Callable[[], None] = lambda: None
         self.guard: Callable[[PlannedJob], None] = lambda _: None
+        self.plan_array: Callable[[Sequence[JobDraft]], PlannedArray] | None = None
         self.most_at_once = 0
+        self.beside: tuple[PlannedJob, ...] = ()
         self._planned: Counter[str] = Counter()
         self.restart()
 
-    def _check(self, planned: PlannedJob) -> None:
+    def _check(self, planned: PlannedJob, *beside: PlannedJob) -> None:
+        self.beside = beside
         self.guard(planned)
 
     def restart(self) -> None:
@@ -165,6 +169,7 @@ class Bench:
             ledger=ledger,
             endpoint=self.find_endpoint,
             plan_job=self.plan_job,
+            plan_array=self.plan_array,
             fetch=lambda role, path, excludes: None,
             wait=self.wait,
         )

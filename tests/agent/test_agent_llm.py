@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agent import llm as llm_module
 from agent.llm import LlmClient, LlmError, Question
 from agent.prompts import Task
 from agent.proposer import Asked, Proposer
@@ -99,11 +100,12 @@ def test_complete_other_answers_are_errors(
     assert caught.value.is_transient is is_transient
 
 
-def test_complete_refused_connection_is_a_transient_error(tmp_path: Path) -> None:
+def test_complete_refused_connection_is_a_transient_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_module, "DEATH_IS_KNOWN_S", 0.2)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    with pytest.raises(LlmError, match="ConnectionError") as caught:
+    with pytest.raises(LlmError, match="ConnectionRefusedError") as caught:
         complete(client_of(f"http://127.0.0.1:{port}", tmp_path / "none"))
     assert caught.value.is_transient
 

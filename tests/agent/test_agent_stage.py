@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent import proposer, search
+from agent import proposer, search, submitting
 from agent.proposer import Asked
 from agent.search import Search
 from agent.study import SearchStudy
@@ -165,15 +165,15 @@ def test_llm_search_without_a_server_falls_back_and_says_why(
     new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proposer, "BACKOFFS_S", (0.01, 0.01))
-    bench = new_bench({"trials": 2, "evaluate_winner": False})
+    bench = new_bench({"trials": 2, "evaluate_winner": False, "llm": {"request_timeout_s": 0.5}})
     bench.endpoint = ServiceAnswerError("the service 'vllm' is not ready")
 
     figures = bench.search()
 
     assert {name: item["count"] for name, item in figures["by_source"].items()} == {"tpe_fallback": 2}
-    assert figures["trials"][0]["rejects"] == ["no answer: the service 'vllm' is not ready"] * 3
-    assert figures["trials"][1]["rejects"] == ["no answer: the service 'vllm' is not ready"]
-    assert figures["llm"]["failed_requests"] == 4
+    assert figures["trials"][0]["rejects"] == ["no answer: the service 'vllm' is not ready, 0.5 s long"]
+    assert figures["trials"][1]["rejects"] == ["no answer: the service 'vllm' is not ready"], "it is waited for once"
+    assert figures["llm"]["failed_requests"] == 2
 
 
 def test_llm_search_dead_server_ends_it_and_leaves_no_running_trial(new_bench: NewBench, new_llm: NewLlm) -> None:
@@ -367,7 +367,7 @@ def test_search_refused_submissions_fail_the_trial_and_three_end_it(
         raise SubmitError(("sbatch", str(planned.script)), 1, "Invalid account", "the job was refused")
 
     monkeypatch.setattr(bench.jobs, "submit", refuse)
-    with pytest.raises(StageError, match=r"refused 3 trials in a row(.|\n)*Invalid account"):
+    with pytest.raises(StageError, match=r"refused 3 submissions in a row(.|\n)*Invalid account"):
         bench.search()
 
     assert [(row["state"], row["job_state"], row["interrupted"]) for row in bench.trials()] == [
@@ -527,7 +527,7 @@ def test_search_longer_than_langgraphs_limit_ends_by_itself(
     new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Every refusal takes five nodes; 25 nodes are LangGraph's usual limit.
-    monkeypatch.setattr(search, "MAX_REFUSALS", 1000)
+    monkeypatch.setattr(submitting, "MAX_REFUSALS", 1000)
     bench = new_bench({"trials": 3000, "sampler": "random", "max_failed_trials": 9})
 
     def refuse(planned: PlannedJob) -> None:

@@ -1,7 +1,8 @@
-"""`python -m tests.bench.many_trials N`: a search of N trials of a second each on the real test cluster.
+"""`python -m tests.bench.many_trials N [PARALLEL] [--arrays]`: N trials of a second each on the real test cluster.
 
-Prints how long it took, how often the scheduler was asked for each poll, and what a poll and the process cost at the
-beginning and at the end. Stand-ins for the server and the trainer; Slurm, the jobs and the orchestrator are real.
+Prints how long it took, how often the scheduler was asked and submitted to, and what the process cost; with
+``--arrays`` trials that are proposed together are one job array. Stand-ins for the server and the trainer; Slurm, the
+jobs and the orchestrator are real.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ def wrapper(path: Path, lines: str) -> Path:
 
 def main() -> int:
     """Run the search and print its figures."""
-    trials, parallel = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 16
+    numbers = [int(word) for word in sys.argv[1:] if word != "--arrays"]
+    trials, parallel = numbers[0], numbers[1] if len(numbers) > 1 else 16
     folder = Path(tempfile.mkdtemp(prefix="orch-many-"))
-    calls, real = folder / "squeue-calls", sys.executable
+    real = sys.executable
     python = wrapper(
         folder / "python",
         f"""[ "$1" = -m ] && {{ shift 2; exec {real} {PROJECT}/tests/standin/openai_server.py "$@"; }}
@@ -38,8 +40,10 @@ def main() -> int:
 exec {real} "$@"
 """,
     )
-    squeue = subprocess.run(["which", "squeue"], capture_output=True, text=True, check=True).stdout.strip()
-    wrapper(folder / "squeue", f'date +%s.%N >>{calls}; exec {squeue} "$@"\n')
+    calls = {name: folder / f"{name}-calls" for name in ("squeue", "sbatch")}
+    for name, path in calls.items():
+        program = subprocess.run(["which", name], capture_output=True, text=True, check=True).stdout.strip()
+        wrapper(folder / name, f'date +%s.%N >>{path}; exec {program} "$@"\n')
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
     small = {"cpus": 1, "mem_gb": 0.5, "gpus": 0, "partition": "cpu"}
@@ -58,6 +62,7 @@ exec {real} "$@"
             "hpo": {
                 "trials": trials,
                 "parallel_trials": parallel,
+                "job_arrays": "--arrays" in sys.argv,
                 "sampler": "random",
                 "evaluate_winner": False,
                 "dataset": {"kind": "digits"},
@@ -75,12 +80,15 @@ exec {real} "$@"
         code = subprocess.run(argv, env=env, stdout=log, stderr=log, check=False).returncode
     took = time.time() - began
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    asked = [float(line) for line in calls.read_text().splitlines()]
+    asked, submitted = (
+        [float(line) for line in path.read_text().splitlines()] for path in (calls["squeue"], calls["sbatch"])
+    )
     middle = (asked[0] + asked[-1]) / 2
     first, last = sum(at < middle for at in asked), sum(at >= middle for at in asked)
     figures = json.loads((folder / "output" / "latest" / "summary.json").read_text())["stages"]["hpo"]
     print(f"exit {code}; {figures['finished']} finished, {figures['failed']} failed of {trials} in {took:.0f} s")
     print(f"squeue was asked {len(asked)} times: {first} in the first half, {last} in the second")
+    print(f"sbatch was called {len(submitted)} times")
     cpu_s, largest_mib = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
     print(f"CPU of orch and its commands: {cpu_s:.0f} s; largest process {largest_mib:.0f} MiB")
     print(f"kept in {folder}")

@@ -54,7 +54,7 @@ def tracker_with(ended: int, folder: Path) -> JobTracker:
         job = tracker.adopt(planned, str(number), time.time())
         if number < ended:
             job.state = JobState.COMPLETED
-            tracker.forget_ended(job)
+            tracker._table.close(job)
         else:
             queue.lines += f"{number}|RUNNING|n1|None|{planned.token}\n"
     return tracker

@@ -114,5 +114,13 @@ until_gone "$(id sbatch_short)"
 record squeue_all "$list"
 record squeue_all_array_expanded "squeue --me -h -r -t all -o '%i|%j|%T|%N|%r'"
 record squeue_times "squeue --me -h -t all -o '%i|%M|%l|%L|%V|%S|%e'"
+# The tasks of an array in orch's own format: ended, failed, cancelled, running, waiting.
+as_user 'scancel --me
+  printf "#!/bin/bash\n[ \$SLURM_ARRAY_TASK_ID = 0 ] && exit 0; [ \$SLURM_ARRAY_TASK_ID = 1 ] && exit 3; sleep 600\n" >task.sh'
+record sbatch_tasks 'sbatch --parsable --array=0-6%3 --job-name=orch-0a1b2c3d-trial_0000-array task.sh'
+sleep 8
+record scancel_task "scancel $(id sbatch_tasks)_2"
+sleep 8
+record squeue_tasks "squeue --me --noheader --array --states=all --format='%i|%T|%N|%r|%j' | grep 0a1b2c3d"
 as_user 'scancel --me'
 echo "recorded $(wc -l <"$recorded/INDEX.tsv") answers in $recorded"

@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator.transports import Answer
 
 PBS = Path(__file__).with_name("recorded_pbs")
+PBS_USER = "user"
 SLURM = Path(__file__).parents[1] / "cluster" / "recorded"
 with (SLURM / "INDEX.tsv").open() as _file:
     SLURM_INDEX = {name: (int(code), command) for name, code, command in csv.reader(_file, delimiter="\t")}
@@ -23,6 +24,12 @@ def pbs(name: str) -> Answer:
     """Return what a real OpenPBS 23.06.06 answered; ``name`` as in ``history.qstat-all``."""
     said = json.loads((PBS / f"{name}.json").read_text(encoding="utf-8"))
     return Answer(tuple(said["argv"]), said["rc"], said["stdout"], said["stderr"])
+
+
+def pbs_status(name: str) -> Answer:
+    """Return what the status command prints where qstat answers ``name``: the asking user goes before it."""
+    said = pbs(name)
+    return Answer(said.argv, said.returncode, f"{PBS_USER}\n{said.stdout}", said.stderr)
 
 
 def pbs_names(part: str) -> list[str]:
@@ -49,6 +56,7 @@ def slurm_queue(name: str) -> Answer:
 
 
 def pbs_queue(jobs: dict[str, dict[str, object]]) -> str:
-    """Return the document of `qstat -f -F json` as OpenPBS 23.06 writes it."""
-    document = {"timestamp": 1795314224, "pbs_version": "23.06.06", "pbs_server": "pbshost", "Jobs": jobs}
-    return json.dumps(document, indent="\t", separators=(",", ":\t"), ensure_ascii=False)
+    """Return what the status command prints, the jobs as OpenPBS 23.06 writes them; ours, where no owner is given."""
+    owned = {job_id: {"Job_Owner": f"{PBS_USER}@pbshost", **job} for job_id, job in jobs.items()}
+    document = {"timestamp": 1795314224, "pbs_version": "23.06.06", "pbs_server": "pbshost", "Jobs": owned}
+    return f"{PBS_USER}\n" + json.dumps(document, indent="\t", separators=(",", ":\t"), ensure_ascii=False)

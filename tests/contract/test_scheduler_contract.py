@@ -1,8 +1,9 @@
-"""What holds of every scheduler backend: one suite over slurm, pbs and local, on what the real ones answered."""
+"""What holds of every scheduler backend: one suite over slurm, pbs, local and allocation, on what they answered."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from orchestrator.errors import SubmitError
 from orchestrator.recipe.infrastructure import RoleResources
 from orchestrator.recipe.sections import LocalSchedulerSpec, PbsSchedulerSpec, SlurmSchedulerSpec
-from orchestrator.schedulers import JobState, Scheduler, Submission, make_scheduler
+from orchestrator.schedulers import JobState, Scheduler, Submission, make_scheduler, task_name
+from orchestrator.schedulers.allocation import AllocationScheduler
 from orchestrator.transports import Answer
-from tests.contract.recordings import answer, pbs, pbs_queue, slurm, slurm_queue
+from tests.contract.recordings import answer, pbs, pbs_queue, pbs_status, slurm, slurm_queue
 
 HOSTILE_NAMES = [
     "a|b c",
@@ -45,9 +47,11 @@ class Case:
         nothing: A proper status answer without jobs.
         broken: What is no proper status answer.
         listing: Writes the status answer with running jobs of the given names, by id.
-        ids: Two ids of jobs.
+        ids: Two ids of jobs; where there are arrays the second one is that of a task.
         cancel: The words before the ids on the command line that cancels.
         not_cancelled: Answers of a cancellation that failed.
+        array: The answer to the submission of a job array, the status answer with it, its name and its size; None
+            where there are no arrays.
     """
 
     scheduler: Scheduler
@@ -61,6 +65,7 @@ class Case:
     ids: tuple[str, str]
     cancel: tuple[str, ...]
     not_cancelled: tuple[Answer, ...]
+    array: tuple[Answer, Answer, str, int] | None
 
 
 def slurm_listing(names: Mapping[str, str]) -> str:
@@ -76,6 +81,18 @@ def local_listing(names: Mapping[str, str]) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
+def step_line(state: str) -> str:
+    line = {"id": "0001.ab", "name": "x", "state": state, "node": "n1", "reason": None, "exit_code": None}
+    return json.dumps(line) + "\n"
+
+
+def step_listing(names: Mapping[str, str]) -> str:
+    lines = [json.loads(step_line("RUNNING")) | {"id": step_id, "name": name} for step_id, name in names.items()]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+STEP_STATES = ("PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "LOST", "UNKNOWN")
+STEPS = AllocationScheduler(make_scheduler(SlurmSchedulerSpec()), "/runs/it's one/steps", {"": "gpu"}, "python3")
 CUT_OFF = (answer(returncode=None), answer(returncode=-9), answer("what is this\n"))
 GARBAGE = tuple(answer(text) for text in ("garbage\n", "[]\n", "1\n", '"x"\n', "\ufffd\ufffd\n", "<html></html>\n"))
 FAILED = (answer(returncode=None), answer(returncode=-15), answer(returncode=127, stderr="not found"))
@@ -95,6 +112,11 @@ CASES = {
             (slurm_queue("squeue_all_array_expanded"), "4", JobState.COMPLETED),
             (slurm_queue("squeue_all_array_expanded"), "11", JobState.TIMEOUT),
             (slurm_queue("squeue_all_array_expanded"), "12", JobState.FAILED),
+            (slurm("squeue_tasks"), "192_0", JobState.COMPLETED),
+            (slurm("squeue_tasks"), "192_1", JobState.FAILED),
+            (slurm("squeue_tasks"), "192_2", JobState.CANCELLED),
+            (slurm("squeue_tasks"), "192_3", JobState.RUNNING),
+            (slurm("squeue_tasks"), "192_6", JobState.PENDING),
             (answer("1|BRAND_NEW|n|r|x\n"), "1", JobState.UNKNOWN),
         ),
         slurm("squeue_empty"),
@@ -103,6 +125,7 @@ CASES = {
         ("4", "9_2"),
         ("scancel",),
         (answer(returncode=1, stderr="scancel: error: Unable to contact slurm controller"), *FAILED),
+        (slurm("sbatch_tasks"), slurm("squeue_tasks"), "orch-0a1b2c3d-trial_0000-array", 7),
     ),
     "pbs": Case(
         make_scheduler(PbsSchedulerSpec()),
@@ -121,25 +144,27 @@ CASES = {
             answer(returncode=190, stderr="qsub: Batch protocol error"),
         ),
         (
-            (pbs("history.qstat-queued"), "17.pbshost", JobState.PENDING),
-            (pbs("history.qstat-held"), "20.pbshost", JobState.PENDING),
-            (pbs("history.qstat-running"), "11.pbshost", JobState.RUNNING),
-            (pbs("history.qstat-deleted-x"), "16.pbshost", JobState.RUNNING),
-            (pbs("history.qstat-many-one-gone"), "16.pbshost", JobState.RUNNING),
-            (pbs("nohistory.qstat-many-one-gone"), "6.pbshost", JobState.RUNNING),
-            (pbs("history.qstat-finished-x"), "11.pbshost", JobState.COMPLETED),
-            (pbs("history.qstat-array-finished-x"), "19[0].pbshost", JobState.FAILED),
-            (pbs("history.qstat-final-deleted-x"), "16.pbshost", JobState.CANCELLED),
-            (pbs("history.qstat-final-walltime-exceeded-x"), "18.pbshost", JobState.TIMEOUT),
+            (pbs_status("history.qstat-queued"), "17.pbshost", JobState.PENDING),
+            (pbs_status("history.qstat-held"), "20.pbshost", JobState.PENDING),
+            (pbs_status("history.qstat-running"), "11.pbshost", JobState.RUNNING),
+            (pbs_status("history.qstat-deleted-x"), "16.pbshost", JobState.RUNNING),
+            (pbs_status("history.qstat-many-one-gone"), "16.pbshost", JobState.RUNNING),
+            (pbs_status("nohistory.qstat-many-one-gone"), "6.pbshost", JobState.RUNNING),
+            (pbs_status("history.qstat-finished-x"), "11.pbshost", JobState.COMPLETED),
+            (pbs_status("history.qstat-array-finished-x"), "19[0].pbshost", JobState.FAILED),
+            (pbs_status("history.qstat-final-deleted-x"), "16.pbshost", JobState.CANCELLED),
+            (pbs_status("history.qstat-final-walltime-exceeded-x"), "18.pbshost", JobState.TIMEOUT),
             (answer(pbs_queue({"1.h": {"Job_Name": "x", "job_state": "?"}})), "1.h", JobState.UNKNOWN),
         ),
-        answer('{"timestamp": 1, "pbs_version": "23.06.06", "pbs_server": "pbshost"}\n'),
+        answer('user\n{"timestamp": 1, "pbs_version": "23.06.06", "pbs_server": "pbshost"}\n'),
         (
-            pbs("history.qstat-server-down"),
-            pbs("nohistory.qstat-finished-x"),
-            answer("Job id            Name\n----- ----\n11.pbshost  ok\n"),
-            answer('{"pbs_server": "h", "Jobs": []}'),
-            answer('{"pbs_server": "h", "Jobs": {"1.h": 5}}'),
+            pbs_status("history.qstat-server-down"),
+            pbs_status("nohistory.qstat-finished-x"),
+            answer("user\nJob id            Name\n----- ----\n11.pbshost  ok\n"),
+            answer('user\n{"pbs_server": "h", "Jobs": []}'),
+            answer('user\n{"pbs_server": "h", "Jobs": {"1.h": 5}}'),
+            answer(pbs_queue({}).partition("\n")[2]),
+            answer("\n" + pbs_queue({}).partition("\n")[2]),
             *GARBAGE,
             *FAILED,
         ),
@@ -147,6 +172,7 @@ CASES = {
         ("4.pbshost", "19[1].pbshost"),
         ("qdel",),
         (pbs("history.qdel-server-down"), *FAILED),
+        (pbs("history.qsub-array"), pbs_status("history.qstat-array-finished-x"), "fail", 4),
     ),
     "local": Case(
         make_scheduler(LocalSchedulerSpec()),
@@ -165,6 +191,21 @@ CASES = {
         ("1.2", "3.4"),
         (*make_scheduler(LocalSchedulerSpec()).status_argv()[:-1], "cancel"),
         (answer(returncode=1), *FAILED),
+        None,
+    ),
+    "allocation": Case(
+        STEPS,
+        {"0001.8d264e": answer("0001.8d264e\n")},
+        (answer(returncode=1, stderr="steps: step t4 can never run: gpus = 3: group gpu of the allocation has 2"),),
+        (*CUT_OFF[:2], answer(returncode=137)),
+        tuple((answer(step_line(state)), "0001.ab", JobState(state)) for state in STEP_STATES),
+        answer(""),
+        (answer('{"id": "1"}\n'), *GARBAGE, *FAILED),
+        step_listing,
+        ("0001.ab", "0002.cd"),
+        (*STEPS.status_argv()[:2], "cancel", "--dir", "/runs/it's one/steps"),
+        (answer(returncode=1), *FAILED),
+        None,
     ),
 }
 CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -240,8 +281,24 @@ def test_status_with_a_hostile_name_is_read_with_exactly_that_name(name: str, ca
     mine, other = case.ids
     seen = case.scheduler.parse_status(answer(case.listing({other: name, mine: "orch-0a1b2c3d-vllm"})))
     assert seen is not None
-    assert {job_id: job.name for job_id, job in seen.items()} == {other: name, mine: "orch-0a1b2c3d-vllm"}
+    index = "".join(re.findall(r"_(\d+)|\[(\d+)\]", other)[0]) if case.scheduler.arrays else ""
+    shown = task_name(name, index) if index else name
+    assert {job_id: job.name for job_id, job in seen.items()} == {other: shown, mine: "orch-0a1b2c3d-vllm"}
     assert {job.state for job in seen.values()} == {JobState.RUNNING}
+
+
+@CASE
+def test_tasks_of_an_array_have_names_and_ids_of_their_own(case: Case) -> None:
+    words = case.scheduler.arrays
+    assert (words is None) == (case.array is None)
+    if words is None or case.array is None:
+        return
+    submitted, status, name, size = case.array
+    array_id, seen = case.scheduler.parse_submit(submitted), case.scheduler.parse_status(status)
+    assert seen is not None
+    ids = [words.id_of(array_id, index) for index in range(size)]
+    assert [seen[job_id].name for job_id in ids] == [task_name(name, index) for index in range(size)]
+    assert [words.id_of(ids[-1], index) for index in range(size)] == ids
 
 
 @CASE

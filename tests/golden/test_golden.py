@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders import plan_run, recipe_document
+from tests.builders import plan_run, planned_array, recipe_document
 
 EXPECTED = Path(__file__).with_name("expected")
 SHELLCHECK = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
@@ -55,6 +55,7 @@ HPO = {
     },
     "fixed": {"model_type": "resnet18", "num_epochs": 5, "augment": False},
 }
+ARRAYS = {**HPO, "parallel_trials": 3, "job_arrays": True}
 MAIL = [{"on": ["ready", "failed", "finished"], "mail": "alice@example.org"}]
 CASES = {
     "slurm_vllm_1_node": recipe_document("slurm", "vllm", **SLURM, engine=VLLM, hpo=HPO),
@@ -67,6 +68,18 @@ CASES = {
     "pbs_vllm_1_node": recipe_document("pbs", "vllm", **PBS, engine=VLLM, hpo=HPO),
     "pbs_vllm_2_nodes": recipe_document("pbs", "vllm", engine=VLLM, infrastructure={"gpus_per_node": 2}, notify=MAIL),
     "pbs_ollama_1_node": recipe_document("pbs", "ollama", **PBS),
+    "slurm_vllm_array": recipe_document("slurm", "vllm", **SLURM, hpo=ARRAYS),
+    "pbs_vllm_array": recipe_document("pbs", "vllm", **PBS, hpo=ARRAYS),
+    "slurm_vllm_one_allocation": recipe_document(
+        "slurm",
+        "vllm",
+        infrastructure={**SLURM["infrastructure"], "placement": "one_allocation"},
+        resources={"client": {"partition": "cpu"}, "monitoring": {"partition": "cpu"}},
+        hpo={**HPO, "parallel_trials": 4},
+    ),
+    "pbs_vllm_one_allocation": recipe_document(
+        "pbs", "vllm", **{**PBS, "infrastructure": {**PBS["infrastructure"], "placement": "one_allocation"}}, hpo=HPO
+    ),
     "local_vllm": recipe_document("local", "vllm", engine={**VLLM, "device": "gpu", "port": 8000}, hpo=HPO),
     "local_ollama": recipe_document("local", "ollama", engine={"device": "cpu"}, infrastructure={"mem_gb": 1}),
 }
@@ -81,6 +94,10 @@ SCRIPTS = sorted(path.relative_to(EXPECTED).as_posix() for path in EXPECTED.rglo
 def rendered(case: str) -> dict[str, str]:
     """Return all files of a case by name: server and client, and every job of one case of each scheduler."""
     planned = plan_run(CASES[case])
+    if case.endswith("_array"):
+        array = planned_array(planned, 3)
+        task = array.members[1]
+        return {array.script.name: array.script_text, task.script.name: task.script_text}
     files: dict[str, str] = {}
     for position, (name, job) in enumerate(planned.jobs.items()):
         if position < 2 or case in WITH_ALL_JOBS:
@@ -140,7 +157,8 @@ def test_golden_script_has_no_directive_after_its_first_command(name: str) -> No
     kind = name.partition("_")[0]
     directives = [at for at, line in enumerate(lines) if line.startswith(tuple(DIRECTIVES.values()))]
     commands = [at for at, line in enumerate(lines) if line and not line.startswith("#")]
-    assert bool(directives) == (kind in DIRECTIVES)
+    is_inside_a_job = "-array_" in name or ("_one_allocation/" in name and "allocation.sh" not in name)
+    assert bool(directives) == (kind in DIRECTIVES and not is_inside_a_job)
     assert all(lines[at].startswith(DIRECTIVES[kind]) for at in directives)
     assert max(directives, default=0) < commands[0]
 

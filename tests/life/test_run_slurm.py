@@ -214,7 +214,7 @@ def test_sbatch_of_the_quickstart_recipe_runs_everything_for_real(tmp_path: Path
     assert submitted.returncode == 0, submitted.stderr
     job_id = submitted.stdout.strip()
     try:
-        _await_end(job_id, 800)
+        await_end(job_id, 800)
     finally:
         subprocess.run(["scancel", job_id], check=False, timeout=30)
     said = (tmp_path / "orch.out").read_text()
@@ -239,7 +239,7 @@ def test_sbatch_of_the_quickstart_recipe_runs_everything_for_real(tmp_path: Path
     assert (tmp_path / "output" / "latest" / "report.html").stat().st_size > 10_000
 
 
-def _await_end(job_id: str, timeout_s: float) -> None:
+def await_end(job_id: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         argv = ["squeue", "--me", "--noheader", "--format=%i"]

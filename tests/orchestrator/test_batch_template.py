@@ -10,7 +10,7 @@ import pytest
 from orchestrator.errors import RenderError, UserError
 from orchestrator.render import TEMPLATES
 from orchestrator.site import Site
-from tests.builders import plan_run, recipe_document
+from tests.builders import plan_run, planned_array, recipe_document
 
 SHIPPED = (TEMPLATES / "schedulers" / "slurm.j2").read_text()
 HPO = {"dataset": {"kind": "folder", "dir": "/data"}, "trials": 2}
@@ -48,8 +48,8 @@ def test_own_template_of_the_site_file_counts_where_the_recipe_has_none(template
 @pytest.mark.parametrize(
     ("change", "lacks"),
     [
-        (("#SBATCH --nodes={{ resources.nodes | directive }}\n", ""), "#SBATCH --nodes=1"),
-        (("#SBATCH --time={{ resources.time | directive }}\n", "#SBATCH --time=00:05:00\n"), "#SBATCH --time=01:00:00"),
+        (("#SBATCH --nodes={{ part.nodes | directive }}\n", ""), "#SBATCH --nodes=1"),
+        (("#SBATCH --time={{ part.time | directive }}\n", "#SBATCH --time=00:05:00\n"), "#SBATCH --time=01:00:00"),
         (("#SBATCH --job-name={{ job.token | directive }}", "#SBATCH --job-name=x"), "--job-name=orch-0a1b2c3d-vllm"),
         # A directive after the first command is not read.
         (("#SBATCH --nodes", "module load x\n#SBATCH --nodes"), "#SBATCH --nodes=1"),
@@ -64,6 +64,22 @@ def test_own_template_that_drops_something_is_refused(change: tuple[str, str], l
         plan_run(document(template))
     assert lacks in str(caught.value)
     assert "templates/schedulers/slurm.j2" in str(caught.value)
+
+
+@pytest.mark.parametrize("lacks", ["#SBATCH --array=0-1", "_%A_%a.batch"])
+def test_own_template_from_before_job_arrays_is_refused_for_them_alone(lacks: str, template: Path) -> None:
+    old = SHIPPED.replace(
+        "{% if array is not none %}\n#SBATCH --array=0-{{ array.last | directive }}\n{% endif %}\n", ""
+    )
+    old = old.replace('("_%j" if array is none else "_%A_%a")', '"_%j"')
+    assert old != SHIPPED
+    template.write_text(old)
+    planned = plan_run(document(template))
+    with pytest.raises(UserError, match="the script of job 'trial_0000-array' lacks what it must carry") as caught:
+        planned_array(planned, 2)
+    assert lacks in str(caught.value)
+    template.write_text(SHIPPED)
+    assert "#SBATCH --array=0-1\n" in planned_array(planned, 2).script_text
 
 
 def test_own_template_that_is_not_there_or_wrong_is_named(template: Path) -> None:

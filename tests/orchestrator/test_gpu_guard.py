@@ -59,6 +59,10 @@ class Costly:
             state |= {"finished_at": NOW - finished * 3600, "reason": "exited", "exit_code": 0}
         write_json(self.run.status(job.token), {**state, "state": "running" if finished is None else "finished"})
 
+    def heartbeat(self, job: PlannedJob, hours_ago: float) -> None:
+        """Write a job's last sign of life."""
+        write_json(self.run.heartbeat(job.token), {"attempt": "a", "at": NOW - hours_ago * 3600})
+
     def guard(self, cap: float | None = 10.0, trial_timeout_s: float | None = None, **limits_s: float) -> GpuGuard:
         return GpuGuard(self.run, cap, trial_timeout_s, limits_s, lambda: NOW)
 
@@ -122,6 +126,46 @@ def test_requeued_job_that_waits_is_not_running_and_has_its_whole_time_again(cos
     costly.record(costly.trial, 4)  # the first attempt was killed outright
     spending = costly.guard().spending()
     assert near(spending) == (0.5, 0, 1)
+
+
+def test_requeued_job_that_has_not_claimed_its_new_attempt_counts_the_old_one_once(costly: Costly) -> None:
+    # The record is the first attempt's until the second one's supervisor has written its own.
+    costly.submitted(costly.trial, "1", (4, "RUNNING"), (3.5, "REQUEUED"), (0.25, "RUNNING"))
+    costly.record(costly.trial, 4)  # killed outright
+    assert near(costly.guard().spending()) == (0.75, 0, 0.75)
+    costly.record(costly.trial, 4, 3.5)  # or ended by a signal
+    assert near(costly.guard().spending()) == (0.75, 0, 0.75)
+    costly.record(costly.trial, 0.25)  # now it has
+    assert near(costly.guard().spending()) == (0.75, 0, 0.75)
+
+
+def test_new_attempt_that_the_scheduler_has_not_told_of_counts_beside_the_old_one(costly: Costly) -> None:
+    costly.submitted(costly.trial, "1", (4, "RUNNING"), (3.5, "REQUEUED"))
+    costly.record(costly.trial, 0.25)
+    assert near(costly.guard().spending()) == (0.75, 0, 0.75)
+
+
+def test_attempt_that_was_never_seen_running_ends_where_its_job_was_seen_to_end(costly: Costly) -> None:
+    costly.submitted(costly.trial, "1", (4, "PENDING"), (1, "NODE_FAIL"))
+    costly.record(costly.trial, 2)
+    assert near(costly.guard().spending()) == (1, 0, 0)
+    costly.heartbeat(costly.trial, 1.5)
+    assert near(costly.guard().spending()) == (0.5, 0, 0)
+
+
+def test_id_that_was_given_out_again_counts_for_each_of_its_jobs(costly: Costly) -> None:
+    # A Slurm controller that lost its memory gives the id of a job that it forgot to the next one.
+    costly.submitted(costly.trial, "1", (4, "RUNNING"), (3.5, "LOST"))
+    costly.submitted(costly.server, "1", (1, "RUNNING"))
+    costly.log("job_state", NOW - 0.75 * 3600, job=costly.trial.name, job_id="1", state="LOST")
+    assert near(costly.guard().spending()) == (2.5, 0, 0)
+
+
+def test_submission_that_is_in_the_ledger_twice_counts_once(costly: Costly) -> None:
+    costly.submitted(costly.trial, "1", (4, "RUNNING"))
+    costly.log("job_submitted", NOW, job=costly.trial.name, token=costly.trial.token, job_id="1", adopted=True)
+    costly.log("job_state", NOW - 3.5 * 3600, job=costly.trial.name, job_id="1", state="TIMEOUT")
+    assert costly.guard().spending().spent == pytest.approx(0.5)
 
 
 def test_resumed_run_counts_the_jobs_of_before(costly: Costly) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from orchestrator.logs import TAIL_BYTES, follow, last_words, log_paths, tail
+from orchestrator.logs import CHUNK_BYTES, TAIL_BYTES, follow, last_words, log_paths, tail
 from orchestrator.rundir import RunDir
+from orchestrator.transports import FileContent, LocalTransport
+
+
+def read(starts: Mapping[Path, int]) -> Mapping[Path, FileContent]:
+    """Read logs of this machine."""
+    names = {str(path): start for path, start in starts.items()}
+    found = LocalTransport().read_many(list(names), CHUNK_BYTES, starts=names)
+    return {Path(name): content for name, content in found.items()}
 
 
 def test_tail_gives_the_last_lines_that_say_something(tmp_path: Path) -> None:
@@ -59,7 +67,7 @@ def test_follow_gives_text_as_it_comes_even_a_character_in_two_parts(tmp_path: P
             file.write(data)
         return not data
 
-    assert "".join(follow(lambda: [path, tmp_path / "later"], is_over, poll_s=0.0)) == "one ü two\n"
+    assert "".join(follow([path, tmp_path / "later"], read, is_over, poll_s=0.0)) == "one ü two\n"
 
 
 def test_follow_reads_files_that_come_later_and_stops_at_the_end(tmp_path: Path) -> None:
@@ -72,7 +80,37 @@ def test_follow_reads_files_that_come_later_and_stops_at_the_end(tmp_path: Path)
         return state
 
     (tmp_path / "a").write_text("early\n")
-    text: Iterator[str] = follow(lambda: [tmp_path / "a", tmp_path / "b"], is_over, poll_s=0.0)
-    assert list(text) == ["early\n", "late\n"]
+    assert "".join(follow([tmp_path / "a", tmp_path / "b"], read, is_over, poll_s=0.0)) == "early\nlate\n"
     with pytest.raises(StopIteration):
         next(states)
+
+
+def test_follow_of_a_log_longer_than_one_look_gives_all_of_it(tmp_path: Path) -> None:
+    text = "".join(f"{number}\n" for number in range(CHUNK_BYTES // 2))
+    (tmp_path / "log").write_text(text)
+    assert "".join(follow([tmp_path / "log"], read, lambda: True, poll_s=0.0)) == text
+
+
+def test_follow_of_a_log_that_is_begun_anew_gives_the_new_one(tmp_path: Path) -> None:
+    looks = iter(["of the first attempt\n", "of the second attempt, and longer\n"])
+
+    def is_over() -> bool:
+        text = next(looks, None)
+        if text is not None:
+            (tmp_path / "log").write_text(text)
+        return text is None
+
+    assert "".join(follow([tmp_path / "log"], read, is_over, poll_s=0.0)) == (
+        "of the first attempt\nof the second attempt, and longer\n"
+    )
+
+
+def test_follow_reads_to_the_end_what_it_could_not_read_when_the_job_ended(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("the end\n")
+    looks = iter([False, False, True])
+
+    def read_late(starts: Mapping[Path, int]) -> Mapping[Path, FileContent] | None:
+        return read(starts) if next(looks) else None
+
+    assert "".join(follow([tmp_path / "log"], read_late, lambda: True, poll_s=0.0)) == "the end\n"
+    assert list(looks) == []

@@ -16,7 +16,7 @@ from orchestrator.plan import Plan, PlannedJob, check_names, job_token
 from orchestrator.plan_view import show_plan
 from orchestrator.recipe.load import escape_variables
 from orchestrator.rundir import RunDir
-from tests.builders import RUN_ID, PlannedRun, plan_run, recipe_document
+from tests.builders import RUN_ID, PlannedRun, plan_run, planned_array, recipe_document
 
 HPO = {"dataset": {"kind": "folder", "dir": "/data"}, "trials": 10}
 
@@ -86,6 +86,24 @@ def test_plan_gpu_hours_are_an_upper_bound_or_unknown(
 ) -> None:
     document = recipe_document("slurm", "ollama", infrastructure=infrastructure, resources={"trial": trial}, hpo=HPO)
     assert with_trials(plan_run(document)).gpu_hours() == expected
+
+
+def test_plan_with_job_arrays_tells_of_their_size_and_writes_what_one_looks_like(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.make()
+    planned = plan_run(
+        recipe_document("slurm", "vllm", hpo={**HPO, "parallel_trials": 4, "job_arrays": True}), run.root
+    )
+    plan = dataclasses.replace(with_trials(planned), array=planned_array(planned, 4))
+    plan.write()
+    text = io.StringIO()
+    show_plan(plan, Console(file=text, width=120))
+    assert "Trials: as job arrays of up to 4\n" in text.getvalue().replace(" \n", "\n")
+    told = json.loads(run.plan.read_text())["trials"]["array"]
+    assert (told["size"], told["token"]) == (4, f"orch-{RUN_ID}-trial_0000-array")
+    assert "#SBATCH --array=0-3\n" in Path(told["script"]).read_text()
+    assert run.script("trial_0000-array_0").is_file()
+    assert Plan.from_json(run, json.loads(run.plan.read_text())).array is None
 
 
 def test_plan_with_one_name_twice_is_refused() -> None:

@@ -339,6 +339,15 @@ def test_monitoring_that_saw_nothing_says_why(empty: RunDir) -> None:
     assert "Prometheus has seen nothing of this run: the run has no monitoring" in text
 
 
+def test_benchmark_that_was_measured_again_says_why(empty: RunDir) -> None:
+    summary = summary_of(empty)
+    reason = "the LLM server was restarted while it was measured"
+    summary["stages"]["benchmark"]["earlier"] = [{"id": "run-1", "invalid_reasons": [reason]}, "damaged"]
+    text = report_of(empty, summary).text
+    assert text.count("Measured again; the figures of before are not valid:") == 2
+    assert reason in text
+
+
 def _hostile(value: object) -> object:
     if isinstance(value, dict):
         return {(f"{key}" if key.islower() else HOSTILE): _hostile(item) for key, item in value.items()}
@@ -350,7 +359,11 @@ def _hostile(value: object) -> object:
 def test_hostile_text_everywhere_stays_text(empty: RunDir) -> None:
     summary = summary_of(empty)
     summary["error"] = summary["stages"]["hpo"]["trials"][0]["cause"] = "x"
-    summary["stages"]["benchmark"] |= {"valid": False, "invalid_reasons": ["x"]}
+    summary["stages"]["benchmark"] |= {
+        "valid": False,
+        "invalid_reasons": ["x"],
+        "earlier": [{"invalid_reasons": ["x"]}],
+    }
     summary["stages"]["benchmark"]["metrics"]["failures"]["<b>X"] = 2
     write_lines(empty.benchmark / "requests.jsonl", request_records(2, 3))
     hostile_name = '"><script>alert(2)</script>'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -20,7 +22,7 @@ from orchestrator.schedulers.pbs_json import read_jobs
 from orchestrator.site import Site
 from orchestrator.transports import Answer, LocalTransport
 from tests.builders import plan_run, recipe_document
-from tests.contract.recordings import PBS, answer, pbs, pbs_names, pbs_queue
+from tests.contract.recordings import PBS, PBS_USER, answer, pbs, pbs_names, pbs_queue, pbs_status
 
 SCHEDULER = PbsScheduler(PbsSchedulerSpec())
 
@@ -75,7 +77,7 @@ def test_pbs_answers_are_not_all_gone() -> None:
 
 
 def test_pbs_reason_is_the_comment_and_what_can_never_run_is_told() -> None:
-    seen = SCHEDULER.parse_status(pbs("history.qstat-all"))
+    seen = SCHEDULER.parse_status(pbs_status("history.qstat-all"))
     assert seen is not None
     assert seen["14.pbshost"].never_starts
     assert str(seen["14.pbshost"].reason).startswith("Can Never Run: Insufficient amount of resource: ngpus")
@@ -132,18 +134,22 @@ OLD_WRITER = """{
 
 def test_pbs_document_that_is_no_json_is_read_by_its_lines() -> None:
     # openpbs issues 1255 (foo) and 2541 (BASH_FUNC): an environment of another user spoils the whole document.
-    seen = SCHEDULER.parse_status(answer(OLD_WRITER))
-    assert seen is not None
-    assert {job_id: job.state for job_id, job in seen.items()} == {
-        "4.scheduler": JobState.RUNNING,
-        "5.scheduler": JobState.PENDING,
-    }
-    assert seen["5.scheduler"].name == "orch-0a1b2c3d-vllm"
+    found = read_jobs(OLD_WRITER)
+    assert found is not None
+    assert {job_id: job["job_state"] for job_id, job in found.items()} == {"4.scheduler": "R", "5.scheduler": "Q"}
+    assert found["5.scheduler"]["Job_Name"] == "orch-0a1b2c3d-vllm"
+    for user, job_id, state in (
+        ("someone", "4.scheduler", JobState.RUNNING),
+        ("me", "5.scheduler", JobState.PENDING),
+    ):
+        seen = SCHEDULER.parse_status(answer(f"{user}\n{OLD_WRITER}"))
+        assert seen is not None
+        assert {job.job_id: job.state for job in seen.values()} == {job_id: state}
 
 
 @pytest.mark.parametrize("end", range(2, len(OLD_WRITER) - 1, 7))
 def test_pbs_document_that_is_no_json_and_cut_short_is_no_answer(end: int) -> None:
-    assert SCHEDULER.parse_status(answer(OLD_WRITER[:end])) is None
+    assert SCHEDULER.parse_status(answer("me\n" + OLD_WRITER[:end])) is None
 
 
 @pytest.mark.parametrize("name", [name for name in pbs_names("qstat") if "queues" not in name])
@@ -159,8 +165,45 @@ def test_pbs_recorded_document_reads_the_same_by_its_lines(name: str) -> None:
 
 
 def test_pbs_asks_once_for_all_jobs_and_for_history_only_where_it_is_wanted() -> None:
-    assert SCHEDULER.status_argv() == ["qstat", "-f", "-F", "json"]
-    assert PbsScheduler(PbsSchedulerSpec(history=True)).status_argv() == ["qstat", "-x", "-f", "-F", "json"]
+    assert SCHEDULER.status_argv() == ["sh", "-c", "id -un && exec qstat -f -F json"]
+    asked = PbsScheduler(PbsSchedulerSpec(history=True))
+    assert asked.status_argv()[-1] == "id -un && exec qstat -x -f -F json"
+    assert asked.status_argv(with_tasks=True)[-1] == "id -un && exec qstat -x -t -f -F json"
+
+
+@pytest.mark.parametrize(
+    "owner", ["mallory@pbshost", f"{PBS_USER}x@pbshost", f"x@{PBS_USER}@pbshost", PBS_USER, 5, None]
+)
+def test_pbs_job_of_another_user_under_our_name_is_not_seen(owner: object) -> None:
+    stolen = {"Job_Name": "orch-0a1b2c3d-vllm", "job_state": "R", "Job_Owner": owner}
+    ours: dict[str, object] = {"Job_Name": "orch-0a1b2c3d-vllm", "job_state": "Q"}
+    seen = SCHEDULER.parse_status(answer(pbs_queue({"1.h": stolen, "2.h": ours, "3.h": stolen})))
+    assert seen is not None
+    assert list(seen) == ["2.h"]
+
+
+def test_pbs_user_whose_name_holds_an_at_is_known_by_all_of_it() -> None:
+    job: dict[str, object] = {"Job_Name": "x", "job_state": "R", "Job_Owner": "me@site.org@login1"}
+    text = pbs_queue({"1.h": job}).partition("\n")[2]
+    assert list(SCHEDULER.parse_status(answer(f"me@site.org\n{text}")) or {}) == ["1.h"]
+    assert SCHEDULER.parse_status(answer(f"me\n{text}")) == {}
+
+
+def test_pbs_status_command_tells_who_asks_and_fails_as_qstat_does(tmp_path: Path) -> None:
+    document = tmp_path / "document"
+    document.write_text(
+        pbs("history.qstat-all").stdout.replace("user@pbshost", f"{pwd.getpwuid(os.getuid()).pw_name}@login1")
+    )
+    program = tmp_path / "qstat"
+    program.write_text(f"#!/bin/sh\ncat {document}\nexit 153\n")
+    program.chmod(0o700)
+    said = subprocess.run(
+        SCHEDULER.status_argv(), capture_output=True, text=True, check=False, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    )
+    assert said.returncode == 153
+    whole = SCHEDULER.parse_status(answer(said.stdout))
+    assert whole is not None
+    assert len(whole) == 5
 
 
 @pytest.mark.parametrize("name", pbs_names("qdel"))

@@ -107,7 +107,7 @@ def test_slurm_recorded_queue_is_read_whole() -> None:
     seen = SLURM.parse_status(in_our_order(recorded("squeue_all_array_expanded")))
     assert seen is not None
     assert len(seen) == len(recorded("squeue_all_array_expanded").stdout.splitlines())
-    assert seen["9_2"] == Seen("9_2", "a|b c", JobState.COMPLETED, "cpu1", None)
+    assert seen["9_2"] == Seen("9_2", "a|b c_2", JobState.COMPLETED, "cpu1", None)
     assert seen["4"] == Seen("4", "gpus", JobState.COMPLETED, "gpu[1-2]", None)
     assert seen["5"] == Seen("5", "too_wide", JobState.PENDING, None, "PartitionNodeLimit", never_starts=True)
     assert seen["11"] == Seen("11", "over_time", JobState.TIMEOUT, "cpu1", "TimeLimit")

@@ -250,6 +250,22 @@ def test_job_id_comes_from_slurm_with_its_restart_count(job: SupervisedJob) -> N
     assert job.log() == "done\n"
 
 
+def test_job_id_of_a_task_of_an_array_is_the_one_that_the_scheduler_shows(job: SupervisedJob) -> None:
+    job.env.update(SLURM_JOB_ID="9", SLURM_ARRAY_JOB_ID="6", SLURM_ARRAY_TASK_ID="1", PBS_JOBID="19[0].h")
+    job.start(job.task("print('done')"))
+    assert job.wait() == 0
+    job.job_id = "6_1"
+    assert (job.status["job_id"], job.log()) == ("6_1", "done\n")
+
+
+def test_job_id_of_a_subjob_of_pbs_names_its_files(job: SupervisedJob) -> None:
+    job.env.update(PBS_JOBID="19[0].h")
+    job.start(job.task("print('done')"))
+    assert job.wait() == 0
+    job.job_id = "19[0].h"
+    assert (job.status["job_id"], job.log()) == ("19[0].h", "done\n")
+
+
 @pytest.mark.parametrize("name", ["with space", 'it\'s "quoted" $HOME `x`', "ünïcödé-日本", "-dash;rm\nline"])
 def test_hostile_run_directory_is_served(new_job: NewJob, name: str) -> None:
     job = new_job(name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.schedulers.pbs import PbsScheduler
 from tests.orchestrator.conftest import SUPERVISOR, SupervisedJob, is_running, wait_for
 
 NewJob = Callable[..., SupervisedJob]
@@ -184,6 +187,23 @@ def test_draining_is_shown_and_the_records_are_gone_at_once(job: SupervisedJob) 
     assert not is_running(pid)
     status = job.status
     assert (status["reason"], status["exit_code"], status["signal"]) == ("signal", None, 15)
+
+
+def test_service_that_does_not_end_on_pbs_has_its_sentinel_before_pbs_kills_all_of_it(job: SupervisedJob) -> None:
+    job.start([*job.server, "ignore-term"], targets=TARGETS, stop_grace_s=PbsScheduler.stop_grace_s)
+    job.wait_for_state("ready")
+    assert job.process is not None
+    # qdel: TERM to every process of the job, and KILL 10 s later, the default kill_delay of a queue.
+    os.killpg(job.process.pid, signal.SIGTERM)
+    os.kill(job.child_pid(), signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        job.wait(10.0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(job.process.pid, signal.SIGKILL)
+    status = job.status
+    assert (status["state"], status["reason"], status["signal"]) == ("finished", "signal", signal.SIGTERM)
+    assert job.wait() == 128 + signal.SIGTERM
+    assert job.records_left() == []
 
 
 def test_descendants_with_their_own_session_are_killed(job: SupervisedJob) -> None:

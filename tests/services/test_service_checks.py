@@ -219,7 +219,7 @@ def test_served_name_is_what_people_call_the_model(model: str, name: str) -> Non
 
 def test_vllm_that_is_not_installed_says_how_to(python_with: Callable[..., str]) -> None:
     context = context_of("slurm", "vllm", engine={"python": python_with("flask")})
-    with pytest.raises(ProgramMissingError, match=r"vllm is not installed for .*\n.*pip install vllm") as caught:
+    with pytest.raises(ProgramMissingError, match=r"vllm is not installed for .*\n.*env create --for") as caught:
         VllmService().check(context)
     assert caught.value.exit_code == 2
 

@@ -2,7 +2,7 @@
 
 The real vLLM takes half a minute to start; faults are injected many times.
 Environment: STANDIN_START_DELAY_S (before it listens), STANDIN_TOKEN_DELAY_S (between two chunks),
-STANDIN_CRASH_AFTER_S.
+STANDIN_CRASH_AFTER_S, STANDIN_SILENCE (a file: while it exists, no question is answered that is not streamed).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import random
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -47,6 +48,7 @@ class Standin:
         self._model = model
         self._key = os.environ.get("VLLM_API_KEY", "")
         self._delay_s = float(os.environ.get("STANDIN_TOKEN_DELAY_S", "0.005"))
+        self._silence = os.environ.get("STANDIN_SILENCE", "")
         self._chance = random.Random(os.getpid())
         self._requests = 0
 
@@ -90,6 +92,8 @@ class Standin:
             pieces = [self._chance.choice(WORDS) + " " for _ in range(count)]
         usage = {"prompt_tokens": 11, "completion_tokens": len(pieces), "total_tokens": 11 + len(pieces)}
         if not body.get("stream"):
+            while self._is_silent():  # noqa: ASYNC110 - another process removes the file
+                await asyncio.sleep(0.1)
             message = {"role": "assistant", "content": "".join(pieces)}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             return web.json_response({"id": "1", "model": self._model, "choices": [choice], "usage": usage})
@@ -104,6 +108,9 @@ class Standin:
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
+
+    def _is_silent(self) -> bool:
+        return bool(self._silence) and Path(self._silence).exists()
 
     async def _send(self, response: web.StreamResponse, document: dict[str, Any]) -> None:
         await response.write(b"data: " + json.dumps({"id": "1", "model": self._model, **document}).encode() + b"\n\n")

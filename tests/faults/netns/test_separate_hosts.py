@@ -129,7 +129,7 @@ def test_service_whose_node_is_cut_off_is_found_again_on_another_node(scene: Two
 
 
 def test_service_cut_off_while_it_is_asked_is_asked_on_another_node(scene: TwoSites) -> None:
-    """The question that is on its way gets no answer, and is put to the new server when it has timed out."""
+    """The question that is on its way gets no answer, and is put to the new server when that is there."""
     scene.job["benchmark"]["enabled"] = False
     scene.hold.touch()
     run = scene.start()

@@ -74,6 +74,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def no_batch_system(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH without sbatch and qsub, at login too; return its folder."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for path in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()]:
+        if path.name not in {"sbatch", "qsub"} and not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path)
+    monkeypatch.setenv("PATH", str(folder))
+    (home / ".bash_profile").write_text(f"PATH={folder}\n")
+    return folder
+
+
+@pytest.fixture
 def slurm_answers(shim: Shim, tmp_path: Path) -> None:
     """Slurm's programs as a real 22.05 answered."""
     (tmp_path / "limits").write_text(slurm("sinfo_limits").stdout)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -27,6 +28,34 @@ def partitions(make_visit: MakeVisit, centre: dict[str, Any]) -> Finding:
 def test_scheduler_is_told_with_its_version(make_visit: MakeVisit, slurm_answers: None) -> None:
     found = batch.look_at_scheduler(make_visit({"scheduler": SLURM}))
     assert (found.verdict, found.words) == (Verdict.OK, "slurm: slurm-wlm 22.05.8 (as the site file says)")
+
+
+@pytest.mark.parametrize(
+    ("kills", "verdict"), [("b false", Verdict.OK), ("b true", Verdict.WARNING), ("no bus", Verdict.OK)]
+)
+def test_plain_machine_is_asked_with_the_program_that_is_brought_there(
+    make_visit: MakeVisit, shim: Shim, tmp_path: Path, kills: str, verdict: Verdict
+) -> None:
+    shim("busctl", f"echo {kills}")
+    visit = make_visit({"scheduler": {"kind": "local"}})
+    visit.name = "box"
+    found = batch.look_at_scheduler(visit)
+    assert found.verdict == verdict, found
+    assert ("KillUserProcesses" in found.words) is (verdict == Verdict.WARNING)
+    assert (visit.own_folder / "jobs" / "local_jobs.py") == PurePosixPath(visit.batch.status_argv()[1])
+    assert Path(visit.batch.status_argv()[1]).is_file()
+    sizes = batch.look_at_partitions(visit)
+    assert f"{len(os.sched_getaffinity(0))} CPUs" in sizes.words
+
+
+def test_host_without_batch_system_that_is_not_described_as_plain_is_red(
+    make_visit: MakeVisit, no_batch_system: Path
+) -> None:
+    visit = make_visit()
+    visit.name = "box"
+    found = batch.look_at_scheduler(visit)
+    assert found.verdict == Verdict.FAILED
+    assert "scheduler: {kind: local}" in found.remedy
 
 
 def test_pbs_is_told_with_its_version(make_visit: MakeVisit, pbs_answers: None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
-from orchestrator.errors import UserError
+from orchestrator.errors import TransportError, UserError
 from orchestrator.site import Site, load_site
 from orchestrator.sitecheck.commands import init_site, parse_ssh_host
 from orchestrator.sitecheck.site_text import site_text
@@ -87,6 +88,27 @@ def test_site_of_a_host_is_that_host(slurm_answers: None, tmp_path: Path) -> Non
     assert (host.ssh.host, host.ssh.port, host.ssh.user) == ("meluxina", 8822, "u100000")
     assert host.partitions["gpu"].gpus_per_node == 4
     assert host.scheduler is not None
+
+
+def test_site_of_a_host_without_batch_system_is_a_plain_machine(tmp_path: Path, no_batch_system: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(site_text(survey(LocalTransport(), is_here=False), SshSpec(host="box")))
+    host = load_site(path)[0].hosts["box"]
+    assert host.scheduler is not None
+    assert host.scheduler.kind == "local"
+    assert host.partitions == {}
+    assert "processes of this machine itself" in path.read_text()
+    assert f"It has {len(os.sched_getaffinity(0))} CPUs" in path.read_text()
+
+
+def test_site_of_a_host_whose_batch_system_is_on_path_at_login_only_is_not_written(
+    home: Path, tmp_path: Path, no_batch_system: Path
+) -> None:
+    (tmp_path / "qsub").write_text("#!/bin/sh\n")
+    (tmp_path / "qsub").chmod(0o755)
+    (home / ".bash_profile").write_text(f"PATH={no_batch_system}:{tmp_path}\n")
+    with pytest.raises(TransportError, match="qsub is on PATH there at login only"):
+        survey(LocalTransport(), is_here=False)
 
 
 def test_site_is_not_replaced_without_force(tmp_path: Path, slurm_answers: None) -> None:

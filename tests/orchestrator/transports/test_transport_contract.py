@@ -235,6 +235,64 @@ def test_read_many_of_a_hundred_files(transport: Transport, tmp_path: Path) -> N
     assert transport.read_many(paths) == {path: FileContent(path.encode()) for path in paths}
 
 
+def test_read_many_of_growing_files_gives_what_is_behind_their_starts(transport: Transport, tmp_path: Path) -> None:
+    for name in ("a", "-b", "short"):
+        (tmp_path / name).write_bytes(b"0123456789\n\0\xff")
+    paths = {name: f"{tmp_path}/{name}" for name in ("a", "-b", "short", "none")}
+    starts = {paths["a"]: 0, paths["-b"]: 8, paths["short"]: 13, paths["none"]: 5}
+    found = transport.read_many([*paths.values(), str(tmp_path)], limit_bytes=4, starts=starts)
+    assert found == {
+        paths["a"]: FileContent(b"0123"),
+        paths["-b"]: FileContent(b"89\n\0"),
+        paths["short"]: FileContent(b""),
+        paths["none"]: FileContent(),
+        str(tmp_path): FileContent(problem="not a regular file"),
+    }
+
+
+def test_read_many_of_the_end_of_a_huge_file_costs_as_little_as_of_a_small_one(
+    transport: Transport, tmp_path: Path
+) -> None:
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte would take hours to read
+        file.seek(1 << 40)
+        file.write(b"the end\n")
+    found = transport.read_many([str(path)], limit_bytes=1 << 20, timeout_s=20, starts={str(path): 1 << 40})
+    assert found[str(path)] == FileContent(b"the end\n")
+
+
+@pytest.mark.parametrize("direction", ["push", "pull"])
+def test_copy_that_lasts_calls_meanwhile_and_ends_with_what_that_raises(
+    transport: Transport, tmp_path: Path, direction: str
+) -> None:
+    source, target = tmp_path / "big", tmp_path / "there"
+    source.write_bytes(os.urandom(3 << 20))
+    slow = TransferOptions(bandwidth_limit_kib_per_s=1024)
+    calls: list[float] = []
+
+    def tick() -> None:
+        calls.append(time.monotonic())
+
+    def give_up() -> None:
+        raise KeyError("the run is another's")
+
+    def go() -> None:
+        if direction == "push":
+            transport.push(source, str(target), slow)
+        else:
+            transport.pull(str(source), target, slow)
+
+    transport.while_copying = give_up
+    with pytest.raises(KeyError):
+        go()
+    assert not target.exists()
+    transport.while_copying = tick
+    go()
+    assert target.read_bytes() == source.read_bytes()
+    assert len(calls) >= 1
+
+
 def test_read_text_gives_text_or_none_or_an_error(transport: Transport, tmp_path: Path) -> None:
     path = tmp_path / "x"
     assert transport.read_text(str(path)) is None

@@ -7,10 +7,14 @@ it about a real one: orch is checked on a real OpenPBS as well, from time to tim
 - a job starts in the home directory with a fresh environment, and its output is copied to ``-o`` at its very end;
 - qstat writes the recorded JSON, exits 153 or 35 for unknown and finished jobs *and* prints the others; without
   history (a file ``history`` in the state folder turns it on) a finished job is as unknown as one that never was;
+- an array job (``-J``) is listed by itself, and with ``-t`` its subjobs too; those that have ended are ``X`` until all
+  have;
 - qdel sends TERM to the whole session, the job stays ``R``, and what lives after the kill delay is killed;
 - with a file ``down`` in the state folder nothing answers, and qstat still prints a document.
 
-There is no scheduling: every job starts at once. State is in the folder that STANDIN_PBS_STATE names.
+There is no scheduling: every job starts at once, but for those with ``-W depend``, which are held until the others have
+ended, and deleted when an ``afterok`` cannot be met any more (by qsub(1B); not recorded). State is in the folder that
+STANDIN_PBS_STATE names.
 """
 
 from __future__ import annotations
@@ -35,11 +39,11 @@ from typing import Any
 HOST = "pbshost"
 HERE = Path(__file__).resolve().parent
 QUEUES = ("workq", "gpu", "cpu")
-UNKNOWN_JOB, FINISHED_JOB, NO_CONNECTION, UNKNOWN_QUEUE = 153, 35, 162, 170
+UNKNOWN_JOB, FINISHED_JOB, FINISHED_SUBJOB, NO_CONNECTION, UNKNOWN_QUEUE = 153, 35, 55, 162, 170
 KILL_DELAY_S = float(os.environ.get("STANDIN_PBS_KILL_DELAY_S", "10"))
 POLL_S = 0.05
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]{0,229}")
-_OPTIONS = "A:e:j:l:m:M:N:o:q:r:S:v:W:"
+_OPTIONS = "A:e:j:J:l:m:M:N:o:q:r:S:v:W:"
 Job = dict[str, Any]
 
 
@@ -66,8 +70,8 @@ class State:
     def is_down(self) -> bool:
         return (self.folder / "down").exists()
 
-    def path(self, number: int, what: str) -> Path:
-        return self.folder / f"{number}.{what}"
+    def path(self, key: str, what: str) -> Path:
+        return self.folder / f"{key}.{what}"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -82,17 +86,22 @@ class State:
             path.write_text(str(number))
         return number
 
-    def write(self, number: int, job: Job) -> None:
-        draft = self.path(number, f"draft{os.getpid()}")
+    def write(self, key: str, job: Job) -> None:
+        draft = self.path(key, f"draft{os.getpid()}")
         draft.write_text(json.dumps(job))
-        draft.replace(self.path(number, "job"))
+        draft.replace(self.path(key, "job"))
 
-    def jobs(self) -> dict[int, Job]:
+    def jobs(self) -> dict[str, Job]:
+        """Return the jobs by their ids without the server's name: ``19``, ``20[]`` and its subjobs ``20[0]``, …"""
         found = {}
         for path in self.folder.glob("*.job"):
             with suppress(FileNotFoundError):  # it ends while we look
-                found[int(path.name.partition(".")[0])] = json.loads(path.read_text())
-        return dict(sorted(found.items()))
+                found[path.name.partition(".")[0]] = json.loads(path.read_text())
+        return dict(sorted(found.items(), key=lambda item: [int(part) for part in re.findall(r"\d+", item[0])]))
+
+    def subjobs(self, parent: str) -> dict[str, Job]:
+        """Return the subjobs of an array job."""
+        return {key: job for key, job in self.jobs().items() if job.get("array_id") == f"{parent}.{HOST}"}
 
 
 def user() -> str:
@@ -167,17 +176,53 @@ def qsub(state: State, argv: list[str]) -> None:
     asked = resources(options)
     job = new_job(number, name, queue, last, asked, operands[0])
     job["Variable_List"] |= variables(options)
-    state.path(number, "SC").write_text(script)
-    state.write(number, job)
+    depend = [value.partition("=")[2] for name, value in options if name == "-W" and value.startswith("depend=")]
+    if depend:
+        job |= {"job_state": "H", "Hold_Types": "s", "depend": depend[-1]}
+    if "-J" in last:
+        if last.get("-r") == "n":
+            raise RefusedError(1, "qsub: cannot submit non-rerunable Array Job")
+        queue_array(state, number, job, last["-J"], script)
+        print(f"{number}[].{HOST}")
+    else:
+        queue_job(state, str(number), job, script)
+        print(f"{number}.{HOST}")
+
+
+def queue_job(state: State, key: str, job: Job, script: str) -> None:
+    """Spool a job and start the daemon that runs it."""
+    state.path(key, "SC").write_text(script)
+    state.write(key, job)
     with (state.folder / "mom.log").open("a") as log:
         subprocess.Popen(
-            [sys.executable, str(HERE / "standin_pbs.py"), "mom", str(number)],
+            [sys.executable, str(HERE / "standin_pbs.py"), "mom", key],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    print(f"{number}.{HOST}")
+
+
+def queue_array(state: State, number: int, job: Job, wanted: str, script: str) -> None:
+    """Spool an array job and its subjobs; all of them are there before the first one starts."""
+    first, _, last = wanted.partition("-")
+    indices = range(int(first), int(last or first) + 1)
+    if len(indices) < 2:
+        raise RefusedError(1, "qsub: illegal -J value")
+    state.write(f"{number}[]", {**job, "job_state": "B", "array": "True", "array_indices_submitted": wanted})
+    subjobs = {
+        f"{number}[{index}]": {
+            **job,
+            "Output_Path": job["Output_Path"].replace("^array_index^", str(index)),
+            "array_id": f"{number}[].{HOST}",
+            "array_index": index,
+        }
+        for index in indices
+    }
+    for key, subjob in subjobs.items():
+        state.write(key, subjob)
+    for key, subjob in subjobs.items():
+        queue_job(state, key, subjob, script)
 
 
 def new_job(number: int, name: str, queue: str, last: dict[str, str], asked: dict[str, str], script: str) -> Job:
@@ -253,12 +298,16 @@ def send(session: int, number: signal.Signals) -> None:
 class Mom:
     """The daemon of the node, for one job."""
 
-    def __init__(self, state: State, number: int) -> None:
-        self.state, self.number = state, number
-        self.job: Job = state.jobs()[number]
-        self.output = state.path(number, "OU")
+    def __init__(self, state: State, key: str) -> None:
+        self.state, self.key = state, key
+        self.job: Job = state.jobs()[key]
+        self.output = state.path(key, "OU")
 
     def run(self) -> None:
+        if not self.is_released():
+            self.state.path(self.key, "exit").write_text("271")
+            self.state.path(self.key, "job").unlink()
+            return
         process = self.start()
         why = self.watch(process)
         send(process.pid, signal.SIGKILL)
@@ -266,9 +315,23 @@ class Mom:
         status = 256 - code if code < 0 else code
         self.end(-29 if why == "exceeded resource walltime" else status, why or ("finished" if not code else "failed"))
 
+    def is_released(self) -> bool:
+        """Wait for the jobs that this one depends on; return whether it may start."""
+        clauses = [clause.split(":") for clause in self.job.get("depend", "").split(",") if clause]
+        waits = [(kind, self.state.path(job_id.partition(".")[0], "exit")) for kind, *ids in clauses for job_id in ids]
+        while waits:
+            if self.state.path(self.key, "delete").exists():
+                return False
+            over = [(kind, path) for kind, path in waits if path.exists()]
+            if any(kind == "afterok" and path.read_text() != "0" for kind, path in over):
+                return False
+            waits = [item for item in waits if item not in over]
+            time.sleep(POLL_S)
+        return True
+
     def start(self) -> subprocess.Popen[bytes]:
-        job_id = f"{self.number}.{HOST}"
-        nodes = self.state.path(self.number, "nodes")
+        job_id = f"{self.key}.{HOST}"
+        nodes = self.state.path(self.key, "nodes")
         nodes.write_text(HOST + "\n")
         cpus = str(self.job["Resource_List"]["ncpus"])
         environment = {name: os.environ[name] for name in ("HOME", "STANDIN_PBS_STATE") if name in os.environ}
@@ -276,10 +339,12 @@ class Mom:
         environment |= {"PATH": f"{HERE}:/usr/local/bin:/usr/bin:/bin", "NCPUS": cpus, "OMP_NUM_THREADS": cpus}
         environment |= {"PBS_ENVIRONMENT": "PBS_BATCH", "PBS_JOBID": job_id, "PBS_JOBNAME": self.job["Job_Name"]}
         environment |= {"PBS_QUEUE": self.job["queue"], "PBS_NODEFILE": str(nodes), **self.job["Variable_List"]}
+        if "array_index" in self.job:
+            environment |= {"PBS_ARRAY_INDEX": str(self.job["array_index"]), "PBS_ARRAY_ID": self.job["array_id"]}
         with self.output.open("wb") as output:
             self.output.chmod(0o600)
             process = subprocess.Popen(
-                ["/bin/bash", str(self.state.path(self.number, "SC"))],
+                ["/bin/bash", str(self.state.path(self.key, "SC"))],
                 cwd=Path.home(),
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -289,9 +354,13 @@ class Mom:
             )
         where = f"({HOST}:ncpus={cpus}:mem={self.job['Resource_List']['mem']})"
         self.job |= {"job_state": "R", "substate": 42, "stime": clock(), "mtime": clock(), "run_count": 1}
-        self.job |= {"exec_host": f"{HOST}/{self.number}", "exec_vnode": where, "session_id": process.pid}
+        self.job |= {
+            "exec_host": f"{HOST}/{self.key.partition('[')[0]}",
+            "exec_vnode": where,
+            "session_id": process.pid,
+        }
         self.job["comment"] = f"Job run at {time.strftime('%a %b %e at %H:%M')} on {where}"
-        self.state.write(self.number, self.job)
+        self.state.write(self.key, self.job)
         return process
 
     def watch(self, process: subprocess.Popen[bytes]) -> str:
@@ -302,7 +371,7 @@ class Mom:
         while process.poll() is None:
             now = time.monotonic()
             if not why:
-                if self.state.path(self.number, "delete").exists():
+                if self.state.path(self.key, "delete").exists():
                     why = f"terminated by {user()}@{HOST}"
                 elif now - began > limit_s:
                     why = "exceeded resource walltime"
@@ -324,17 +393,36 @@ class Mom:
         substate = 91 if why.startswith("terminated") else 93 if status else 92
         self.job |= {"job_state": "F", "substate": substate, "obittime": clock(), "mtime": clock()}
         self.job |= {"comment": f"{self.job['comment']} and {why}", "Stageout_status": 1, "Exit_status": status}
-        if self.state.has_history:
-            self.state.write(self.number, self.job)
+        draft = self.state.path(self.key, "exiting")
+        draft.write_text(str(status))
+        draft.replace(self.state.path(self.key, "exit"))
+        if "array_id" in self.job:
+            self.end_subjob()
         else:
-            self.state.path(self.number, "job").unlink()
+            self.forget(self.key, self.job)
+
+    def end_subjob(self) -> None:
+        """Let the subjob be ``X``, and the whole array be finished with its last one."""
+        parent = self.job["array_id"].partition(".")[0]
+        with self.state.locked():
+            self.state.write(self.key, {**self.job, "job_state": "X"})
+            siblings = self.state.subjobs(parent)
+            if all(job["job_state"] == "X" for job in siblings.values()):
+                for key, job in {parent: self.state.jobs()[parent], **siblings}.items():
+                    self.forget(key, {**job, "job_state": "F"})
+
+    def forget(self, key: str, job: Job) -> None:
+        if self.state.has_history:
+            self.state.write(key, job)
+        else:
+            self.state.path(key, "job").unlink()
 
 
-def split(state: State, ids: list[str]) -> tuple[dict[int, Job], dict[str, int | None]]:
-    """Return all jobs, and the number of each asked id, None for those that are not known."""
+def split(state: State, ids: list[str]) -> tuple[dict[str, Job], dict[str, str | None]]:
+    """Return all jobs, and the key of each asked id, None for those that are not known."""
     jobs = state.jobs()
-    numbers = {job_id: int(job_id.partition(".")[0]) for job_id in ids if re.match(r"\d+", job_id)}
-    return jobs, {job_id: numbers.get(job_id) if numbers.get(job_id) in jobs else None for job_id in ids}
+    keys = {job_id: job_id.partition(".")[0] for job_id in ids}
+    return jobs, {job_id: key if key in jobs else None for job_id, key in keys.items()}
 
 
 def qdel(state: State, argv: list[str]) -> None:
@@ -343,19 +431,23 @@ def qdel(state: State, argv: list[str]) -> None:
     jobs, asked = split(state, argv)
     problems: list[str] = []
     code = 0
-    for job_id, number in asked.items():
-        if number is None:
+    for job_id, key in asked.items():
+        if key is None:
             problems, code = [*problems, f"qdel: Unknown Job Id {job_id}"], UNKNOWN_JOB
-        elif jobs[number]["job_state"] == "F":
+        elif jobs[key]["job_state"] == "F":
             problems, code = [*problems, f"qdel: Job has finished {job_id}"], FINISHED_JOB
+        elif jobs[key]["job_state"] == "X":
+            words = f"qdel: Request invalid for finished array subjob {job_id}"
+            problems, code = [*problems, words], FINISHED_SUBJOB
         else:
-            state.path(number, "delete").touch()
+            for one in state.subjobs(key) or [key]:
+                state.path(one, "delete").touch()
     if problems:
         raise RefusedError(code, "\n".join(problems))
 
 
 def qstat(state: State, argv: list[str]) -> None:
-    options, ids = getopt.getopt(argv, "fxF:")
+    options, ids = getopt.getopt(argv, "fxtF:")
     if ("-F", "json") not in options or ("-f", "") not in options:
         raise RefusedError(2, "qstat: conflicting options.")
     document: dict[str, Any] = {"timestamp": int(time.time()), "pbs_version": "23.06.06", "pbs_server": HOST}
@@ -364,24 +456,26 @@ def qstat(state: State, argv: list[str]) -> None:
         if state.is_down:
             raise RefusedError(255, f"Connection refused\nqstat: cannot connect to server {HOST} (errno=15010)")
         listed, problem = look(state, ids, wants_finished)
-        if listed:
-            document["Jobs"] = {f"{number}.{HOST}": job for number, job in listed.items()}
+        wants_subjobs = ("-t", "") in options
+        told = {key: job for key, job in listed.items() if wants_subjobs or "array_id" not in job}
+        if told:
+            document["Jobs"] = {f"{key}.{HOST}": job for key, job in told.items()}
         if problem:
             raise problem
     finally:
         print(json.dumps(document, indent="\t", separators=(",", ":\t")))
 
 
-def look(state: State, ids: list[str], wants_finished: bool) -> tuple[dict[int, Job], RefusedError | None]:
+def look(state: State, ids: list[str], wants_finished: bool) -> tuple[dict[str, Job], RefusedError | None]:
     """Return the jobs to tell of, and what goes to stderr with which code."""
     jobs, asked = split(state, ids)
     if wants_finished and not state.has_history:
         words = [f"qstat: PBS is not configured to maintain job history {job_id}".rstrip() for job_id in ids or [""]]
         return {}, RefusedError(0, "\n".join(words))
     chosen = {
-        number: job
-        for number, job in jobs.items()
-        if (not ids or number in asked.values()) and (wants_finished or job["job_state"] != "F")
+        key: job
+        for key, job in jobs.items()
+        if (not ids or key in asked.values()) and (wants_finished or job["job_state"] != "F")
     }
     problems: list[str] = []
     code = 0
@@ -406,4 +500,4 @@ def main(command: str, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    Mom(State(Path(os.environ["STANDIN_PBS_STATE"])), int(sys.argv[2])).run()
+    Mom(State(Path(os.environ["STANDIN_PBS_STATE"])), sys.argv[2]).run()
