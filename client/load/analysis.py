@@ -10,6 +10,8 @@ import numpy as np
 from client.load.bootstrap import interval_of
 from client.load.columns import Columns, Flags, Floats, Window, columns_of
 from client.load.figures import Distribution, Figures, Little
+from client.load.repeats import batch_means
+from client.load.rows import WARMUP
 from client.load.run import Measurement
 from client.load.samples import PERCENTILES, Samples, latencies_of, ratios_of, resample
 from client.load.slo import Slo, meets
@@ -17,9 +19,10 @@ from client.load.spec import ERROR_CLASSES
 from client.load.timeline import Steady, find_steady, max_in_flight, mean_in_flight, output_tokens_within
 from client.load.worker import WorkerReport
 
-# The first and last completions depend on single requests; the rate is taken between these shares of them.
+# The first and last sendings depend on single requests; the rate is taken between these shares of them.
 _TRIM = 0.02
 _MIN_TRIMMED = 50
+_BATCHES = 20
 # A load that is over sooner has no time to wait for anything.
 _MIN_BUSY_S = 0.5
 
@@ -82,8 +85,8 @@ def analyse(measurement: Measurement, options: Options = DEFAULTS) -> Analysis:
         return _distribution(name, taken[name], replicates.values, options.confidence)
 
     good = meets(columns, options.slos)
-    warmup = measurement.rows[measurement.rows["phase"] == 0]
-    asked, sent, finished = _open_rates(columns)
+    warmup = measurement.rows[measurement.rows["phase"] == WARMUP]
+    open_rates = _open_rates(columns)
     reports = measurement.workers
     rates = within.rates(good)
     told = _told_rates(columns, rates, replicates.values, options.slos)
@@ -119,9 +122,11 @@ def analyse(measurement: Measurement, options: Options = DEFAULTS) -> Analysis:
         requests_per_s=rates["requests_per_s"],
         output_tokens_per_s=rates["output_tokens_per_s"],
         total_tokens_per_s=rates["total_tokens_per_s"],
-        rate_asked_per_s=asked,
-        rate_sent_per_s=sent,
-        rate_finished_per_s=finished,
+        rate_asked_per_s=open_rates.asked_per_s,
+        rate_sent_per_s=open_rates.sent_per_s,
+        rate_finished_per_s=open_rates.finished_per_s,
+        latency_growth=open_rates.growth,
+        latency_growth_error=open_rates.growth_error,
         concurrency_mean=mean_in_flight(everything, window) if window[1] > window[0] else 0.0,
         concurrency_max=max_in_flight(columns),
         little=_little(everything, (steady.begin_s, steady.end_s)) if steady.is_found else None,
@@ -210,10 +215,31 @@ def _tokens_source(columns: Columns) -> str:
     return "usage" if is_counted.all() else "mixed" if is_counted.any() else "chunks"
 
 
-def _open_rates(columns: Columns) -> tuple[float | None, float | None, float | None]:
+@dataclass(frozen=True)
+class _OpenRates:
+    """What was asked of an open loop and what came of it, as Figures has it."""
+
+    asked_per_s: float | None = None
+    sent_per_s: float | None = None
+    finished_per_s: float | None = None
+    growth: float | None = None
+    growth_error: float | None = None
+
+
+def _open_rates(columns: Columns) -> _OpenRates:
     if not columns.is_open or len(columns) < _MIN_TRIMMED:
-        return None, None, None
-    return _trimmed_rate(columns.intended_s), _trimmed_rate(columns.sent_s), _trimmed_rate(columns.eof_s)
+        return _OpenRates()
+    asked, sent = _trimmed_rate(columns.intended_s), _trimmed_rate(columns.sent_s)
+    at_s = batch_means(columns.intended_s, _BATCHES)
+    lasted_s = batch_means(columns.eof_s - columns.intended_s, _BATCHES)
+    from_middle_s = at_s - at_s.mean()
+    spread = float(from_middle_s @ from_middle_s)
+    if asked is None or spread == 0:
+        return _OpenRates(asked, sent)
+    growth = float(from_middle_s @ lasted_s) / spread
+    left_s = lasted_s - lasted_s.mean() - growth * from_middle_s
+    error = float(np.sqrt(left_s @ left_s / (_BATCHES - 2) / spread))
+    return _OpenRates(asked, sent, asked / (1 + max(0.0, growth)), growth, error)
 
 
 def _trimmed_rate(times_s: Floats) -> float | None:

@@ -66,8 +66,11 @@ class Figures(msgspec.Struct, frozen=True):
         itl_ms: One sample for each gap between pieces, divided by the tokens in a piece; ``itl_chunk_ms`` undivided.
         tpot_ms: One sample for each request.
         schedule_delay_ms: Sent − intended.
-        rate_asked_per_s, rate_sent_per_s, rate_finished_per_s: Of the same requests, in an open loop; the first and the
-            last 2 % of each are left out, and None for fewer than 50.
+        rate_asked_per_s, rate_sent_per_s: Of the same requests, in an open loop; the first and the last 2 % of each are
+            left out. These and the next are None for fewer than 50 requests.
+        latency_growth: How much longer requests take for each second of the run, in seconds, by regression over twenty
+            stretches of it; 0 unless the server falls behind.
+        rate_finished_per_s: rate_asked_per_s / (1 + latency_growth): what the server keeps up with.
         concurrency_mean, concurrency_max: Requests under way.
         goodput_per_s, good_share: Requests that met all SLOs; None without any.
         client_busy_share: CPU time of the busiest worker by wall time; 0 for less than half a second.
@@ -109,6 +112,8 @@ class Figures(msgspec.Struct, frozen=True):
     rate_asked_per_s: float | None
     rate_sent_per_s: float | None
     rate_finished_per_s: float | None
+    latency_growth: float | None
+    latency_growth_error: float | None
     concurrency_mean: float
     concurrency_max: int
     little: Little | None

@@ -159,7 +159,7 @@ def _load_facts(summary: Summary) -> list[tuple[str, str]]:
     rates = (
         ("asked", summary.rate_asked_per_s),
         ("sent", summary.rate_sent_per_s),
-        ("finished", summary.rate_finished_per_s),
+        ("kept up with", summary.rate_finished_per_s),
     )
     facts += [(f"Rate {name}", f"{_number(rate)}/s") for name, rate in rates if rate is not None]
     steady, little = summary.steady, summary.little

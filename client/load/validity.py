@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from client.load.figures import Figures
 
+# Growth of latency by fewer standard errors may be chance.
+_CERTAIN_ERRORS = 3.0
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -105,12 +108,15 @@ def _unsent(figures: Figures, limits: Limits) -> list[str]:
 
 def _overdriven(figures: Figures, limits: Limits) -> list[str]:
     reasons = []
-    asked, finished = figures.rate_asked_per_s, figures.rate_finished_per_s
-    if asked is not None and finished is not None and finished < asked * (1 - limits.unfinished_share):
-        reasons.append(
-            f"overdriven: {finished:.2f} of {asked:.2f} requests/s asked for were finished "
-            f"({1 - finished / asked:.1%} short); allowed: {limits.unfinished_share:.0%}; latency grows with the run"
-        )
+    asked, finished, growth = figures.rate_asked_per_s, figures.rate_finished_per_s, figures.latency_growth
+    if asked is not None and finished is not None and growth is not None:
+        short, least = 1 - finished / asked, _CERTAIN_ERRORS * (figures.latency_growth_error or 0.0)
+        if short > limits.unfinished_share and growth > least:
+            reasons.append(
+                f"overdriven: the server keeps up with {finished:.2f} of {asked:.2f} requests/s asked for "
+                f"({short:.1%} short); allowed: {limits.unfinished_share:.0%}; a request takes {growth:.2f} s longer "
+                "for each second of the run"
+            )
     little = figures.little
     if little is not None and little.error > little.allowed:
         product = little.rate_per_s * little.time_s
