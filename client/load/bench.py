@@ -1,0 +1,265 @@
+"""A benchmark as a whole: self-check, one load or a sweep of them, repeats, verdict, files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.load.analysis import Analysis, Options, analyse
+from client.load.arrivals import constant_arrivals, gamma_arrivals, poisson_arrivals
+from client.load.export import Summary, encode_summary, points_csv, summarise, write_jsonl, write_parquet, write_private
+from client.load.figures import metrics_of
+from client.load.payloads import encode_requests
+from client.load.repeats import combine
+from client.load.report import write_report
+from client.load.run import Measurement, Progress, measure, scratch
+from client.load.saturation import LoadKind, Point, RateSearch, find_capacity, find_knee, point_of
+from client.load.self_check import client_adds_ms
+from client.load.server_side import ServerSide
+from client.load.shapes import ClosedLoop, How, OpenLoop, Shape, choose_processes, deal_out
+from client.load.slo import Slo
+from client.load.spec import Prompt, Sampling, Server
+from client.load.validity import Limits, invalid_reasons
+
+MAX_ERRORS_TOLD = 20
+# Where the search for the highest good rate begins, as a share of what one client alone gets done.
+FIRST_RATE = 1.0
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """How an open loop's requests are spaced.
+
+    Attributes:
+        kind: constant, poisson or gamma.
+        burstiness: The gamma distribution's shape; 1 is a Poisson process.
+        fixed: The times themselves, of a trace; they go before ``kind``.
+    """
+
+    kind: str = "poisson"
+    burstiness: float = 1.0
+    fixed: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is to be measured.
+
+    Attributes:
+        prompts: In the order of sending; they begin again where more are needed.
+        kind: Whether loads are requests at once or requests per second.
+        loads: One for a single measurement, several for a sweep.
+        finds_capacity: Search the highest rate that meets ``slos``, from the first of ``loads`` on.
+        requests: Of each measurement; None for as many as fit into ``duration_s``.
+        about: For the summary; no secrets.
+    """
+
+    server: Server
+    sampling: Sampling
+    prompts: tuple[Prompt, ...]
+    kind: LoadKind
+    loads: tuple[float, ...]
+    requests: int | None = None
+    duration_s: float | None = None
+    arrivals: Arrivals = Arrivals()
+    ramp_s: float = 0.0
+    how: How = field(default_factory=How)
+    processes: int | None = None
+    seed: int = 0
+    repeats: int = 1
+    finds_capacity: bool = False
+    has_self_check: bool = True
+    slos: tuple[Slo, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    warmup_s: float = 0.0
+    cooldown_s: float = 0.0
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def shape(self, load: float, repeat: int = 0) -> Shape:
+        """Return the shape of one measurement; repeats of an open loop have other arrivals."""
+        if self.kind == "concurrency":
+            return ClosedLoop(int(load), requests=self.requests, duration_s=self.duration_s, ramp_s=self.ramp_s)
+        if self.arrivals.fixed:
+            return OpenLoop(self.arrivals.fixed)
+        seed = self.seed + 1000 * repeat
+        if self.arrivals.kind == "constant":
+            times = constant_arrivals(load, self.requests, self.duration_s)
+        elif self.arrivals.kind == "poisson":
+            times = poisson_arrivals(load, seed, self.requests, self.duration_s)
+        else:
+            times = gamma_arrivals(load, self.arrivals.burstiness, seed, self.requests, self.duration_s)
+        return OpenLoop(tuple(float(at_s) for at_s in times))
+
+
+@dataclass(frozen=True)
+class Told:
+    """One measurement with its figures and the verdict on them."""
+
+    load: float
+    measurement: Measurement
+    analysis: Analysis
+    reasons: tuple[str, ...]
+    server: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A benchmark that has ended.
+
+    Attributes:
+        told: Each measurement, in order.
+        main: The one whose figures are the summary's.
+    """
+
+    summary: Summary
+    told: tuple[Told, ...]
+    main: Told
+
+
+Tell = Callable[[str, Progress | None], None]
+
+
+def run_bench(
+    bench: Bench,
+    tell: Tell = lambda _text, _progress: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    on_start: Callable[[float], None] = lambda _: None,
+) -> Outcome:
+    """Measure what ``bench`` asks for.
+
+    Args:
+        bench: What is measured.
+        tell: Told in words what is being done, and how far it is.
+        is_cancelled: Asked now and then; what is under way then ends early.
+        on_start: Told each common start, in seconds since the epoch.
+
+    Raises:
+        ClientServiceError: the self-check could not be made, or a worker died.
+    """
+    running = _Running(bench, tell, is_cancelled, on_start)
+    adds_ms = running.check() if bench.has_self_check else None
+    if bench.finds_capacity:
+        told = running.search(adds_ms)
+    else:
+        told = [running.one(load, repeat, adds_ms) for load in bench.loads for repeat in range(bench.repeats)]
+    return _conclude(bench, told, adds_ms)
+
+
+class _Running:
+    def __init__(
+        self, bench: Bench, tell: Tell, is_cancelled: Callable[[], bool], on_start: Callable[[float], None]
+    ) -> None:
+        self._bench, self._tell, self._is_cancelled, self._on_start = bench, tell, is_cancelled, on_start
+        self._bodies = encode_requests(bench.server, bench.sampling, bench.prompts)
+        self._has_many = len(bench.loads) * bench.repeats > 1 or bench.finds_capacity
+
+    def check(self) -> float:
+        """Return what the client adds under the largest of the loads, in milliseconds."""
+        bench = self._bench
+        shape = bench.shape(max(bench.loads))
+        self._tell("self-check on a mock server", None)
+        processes = choose_processes(shape, bench.processes)
+        return client_adds_ms(bench.server.api, bench.prompts[0], bench.sampling.max_tokens, shape, processes)
+
+    def one(self, load: float, repeat: int, adds_ms: float | None) -> Told:
+        """Measure one load once."""
+        bench = self._bench
+        shape = bench.shape(load, repeat)
+        processes = choose_processes(shape, bench.processes)
+        name = f"{bench.kind} {load:g}" + (f", repeat {repeat + 1}" if bench.repeats > 1 else "")
+        with scratch() as folder:
+            plans = deal_out(bench.server, self._bodies, shape, bench.how, processes, folder)
+            with ServerSide(bench.server) as side:
+                seen = measure(
+                    plans, folder, self._is_cancelled, lambda progress: self._tell(name, progress), self._on_start
+                )
+        options = Options(
+            warmup_s=bench.warmup_s,
+            cooldown_s=bench.cooldown_s,
+            expected=shape.expected if bench.duration_s is None else None,
+            slos=bench.slos,
+            seed=bench.seed,
+        )
+        analysis = analyse(seen, options)
+        may_overdrive = self._has_many and bench.kind == "rate"
+        reasons = invalid_reasons(analysis.figures, bench.limits, adds_ms, may_overdrive)
+        return Told(load, seen, analysis, tuple(reasons), side.figures())
+
+    def search(self, adds_ms: float | None) -> list[Told]:
+        """Measure rates until the highest one that meets the objectives is known."""
+        bench, found = self._bench, list[Told]()
+        search = RateSearch(first=bench.loads[0])
+        while (rate := search.next_rate) is not None and not self._is_cancelled():
+            told = self.one(rate, 0, adds_ms)
+            found.append(told)
+            point = _point(bench, told)
+            search = search.after(rate, bool(point.is_good) and point.is_valid)
+        return found
+
+
+def _point(bench: Bench, told: Told) -> Point:
+    return point_of(bench.kind, told.load, told.analysis.figures, not told.reasons)
+
+
+def _conclude(bench: Bench, told: Sequence[Told], adds_ms: float | None) -> Outcome:
+    is_sweep = len({item.load for item in told}) > 1
+    points = tuple(_point(bench, item) for item in told)
+    knee = find_knee(points) if is_sweep else None
+    capacity = find_capacity(points) if is_sweep and bench.slos else None
+    main = _main(told, knee.load if knee else None, capacity.good_load if capacity else None)
+    more: dict[str, Any] = {"client_adds_ms": adds_ms}
+    if is_sweep:
+        more |= {"points": points, "knee": knee, "capacity": capacity}
+    elif bench.repeats > 1:
+        more["repeats"] = combine([metrics_of(item.analysis.figures) for item in told])
+    reasons = list(dict.fromkeys(reason for item in told for reason in item.reasons)) if not is_sweep else main.reasons
+    about = {**bench.about, "server_side": main.server, "numpy": np.__version__}
+    summary = summarise(main.analysis.figures, main.measurement.started_at, reasons, about, **more)
+    return Outcome(summary, tuple(told), main)
+
+
+def _main(told: Sequence[Told], knee: float | None, good: float | None) -> Told:
+    """Return the measurement that stands for all: the highest good load, else the knee, else the last."""
+    for load in (good, knee):
+        found = [item for item in told if load is not None and item.load == load]
+        if found:
+            return found[-1]
+    return told[-1]
+
+
+def write_files(outcome: Outcome, folder: Path, with_jsonl: bool = True, with_report: bool = True) -> None:
+    """Write everything that was found into ``folder``, which is there already.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    summary, main = outcome.summary, outcome.main
+    write_private(folder / "summary.json", encode_summary(summary))
+    write_parquet(main.measurement, folder / "requests.parquet")
+    if with_jsonl:
+        write_jsonl(main.measurement, folder / "requests.jsonl")
+    if summary.points:
+        write_private(folder / "points.csv", points_csv(summary.points).encode())
+    if len(outcome.told) > 1:
+        for number, item in enumerate(outcome.told):
+            point = folder / "points" / f"{number:03d}_{item.load:g}"
+            point.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_parquet(item.measurement, point / "requests.parquet")
+    if with_report:
+        write_report(folder, summary, main.analysis.columns, errors_of(main.measurement))
+
+
+def errors_of(seen: Measurement) -> list[str]:
+    """Return what was said of requests that failed, each once, a few at most."""
+    words = dict.fromkeys(str(note["error"]) for note in seen.notes if "error" in note)
+    return list(words)[:MAX_ERRORS_TOLD]
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of results that nobody asked to keep."""
+    shutil.rmtree(folder, ignore_errors=True)
