@@ -124,11 +124,12 @@ def _add_queries(app: Flask, settings: ServiceSettings, metrics: ServiceMetrics)
         spec = body.to_request(settings.source.resolve(), settings.api_token)
         metrics.query_started()
         try:
-            reply = run_query(spec)
+            answered = run_query(spec)
         finally:
             metrics.query_ended()
-        metrics.count("query", reply.record.error_class)
-        answer, status = query_answer(spec, reply)
+        failure = answered.reply.failure
+        metrics.count("query", failure[0] if failure else None)
+        answer, status = query_answer(spec, answered)
         return jsonify(answer), status
 
     @app.post("/query")

@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from client.engine.http_request import Reply, open_session, prepare, send_request
+from client.engine.run import encode, server_of
 from client.engine.spec import RequestSpec
+from client.load.once import Answered, ask_once
 
 SIMPLE_TEST_PROMPT = "Why is the sky blue? Answer in one sentence."
 
 
-def run_query(spec: RequestSpec) -> Reply:
-    """Send one request and return its reply; failures are told in its record."""
-    return asyncio.run(_send(spec))
+def run_query(spec: RequestSpec) -> Answered:
+    """Send one request and return its answer; failures are told in it."""
+    return ask_once(server_of(spec), encode(spec), spec.request_timeout_s)
 
 
-async def _send(spec: RequestSpec) -> Reply:
-    async with open_session(spec) as session:
-        return await send_request(session, prepare(spec))
-
-
-def query_answer(spec: RequestSpec, reply: Reply) -> tuple[dict[str, Any], int]:
-    """Return the JSON answer and the HTTP status for ``reply``.
+def query_answer(spec: RequestSpec, answered: Answered) -> tuple[dict[str, Any], int]:
+    """Return the JSON answer and the HTTP status for ``answered``.
 
     A failure of the LLM server is 502, its time-out 504. Ollama's durations are in nanoseconds, as Ollama's
     are.
     """
-    record = reply.record
+    exchange, reply = answered.exchange, answered.reply
+    first_s = min((at_s for at_s in (reply.first_reasoning_s, reply.first_content_s) if at_s == at_s), default=None)
     answer: dict[str, Any] = {
         "model": spec.model,
-        "request_time": record.e2e_s,
-        "ttft_s": record.ttft_s,
-        "prompt_tokens": record.prompt_tokens,
-        "completion_tokens": record.completion_tokens,
-        "prompt_eval_count": record.prompt_tokens,
-        "eval_count": record.completion_tokens,
-        "tokens_source": record.tokens_source,
-        "finish_reason": record.finish_reason,
+        "request_time": exchange.eof_s - exchange.sent_s,
+        "ttft_s": None if first_s is None else first_s - exchange.sent_s,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.tokens,
+        "prompt_eval_count": reply.prompt_tokens,
+        "eval_count": reply.tokens,
+        "tokens_source": "usage" if reply.usage_tokens is not None else "chunks" if reply.chunks else None,
+        "finish_reason": reply.finish_reason,
     }
-    if not record.is_success:
-        answer |= {
-            "error": record.error,
-            "error_class": record.error_class,
-            "http_status": record.http_status,
-        }
-        return answer, 504 if record.error_class == "timeout" else 502
+    if reply.failure is not None:
+        error_class, words = reply.failure
+        status = exchange.head.status if exchange.head is not None else None
+        answer |= {"error": words, "error_class": error_class, "http_status": status}
+        return answer, 504 if error_class == "timeout" else 502
     answer |= {"response": reply.text, **reply.timings_ns}
-    if reply.reasoning:
-        answer["reasoning"] = reply.reasoning
+    if reply.reasoning_parts:
+        answer["reasoning"] = "".join(reply.reasoning_parts)
     return answer, 200

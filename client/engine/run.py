@@ -1,24 +1,40 @@
-"""The seam of the load engine: a spec in, records out. Whatever replaces the engine keeps this signature."""
+"""The seam of the load engine under the client service: a spec in, records out, as they finish."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from multiprocessing import connection, process
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from client.engine.spec import LoadSpec, RequestRecord
-from client.engine.worker import ControlMessage, WorkerMessage, worker_main
-from client.errors import WorkerDiedError
+import msgspec
+import numpy as np
+import numpy.typing as npt
 
-_POLL_S = 0.1
-_CANCEL_GRACE_S = 5.0
-# Long enough for "go" to reach every worker before the common start.
-_START_DELAY_S = 0.02
-_TIMES = ("intended_at_s", "sent_at_s", "eof_at_s", "first_byte_at_s", "first_token_at_s", "last_token_at_s")
+from client.engine.spec import LoadSpec, RequestRecord, RequestSpec
+from client.load.driver import FINISH_REASONS
+from client.load.payloads import encode_request
+from client.load.rows import ROW, WARMUP, RowTail
+from client.load.run import Progress, measure, scratch
+from client.load.shapes import ClosedLoop, How, deal_out
+from client.load.spec import ERROR_CLASSES, Api, Plan, Prompt, Sampling, Server
+
+_APIS: dict[str, Api] = {"openai": "openai-chat", "ollama": "ollama-generate"}
+Rows = npt.NDArray[np.void]
+Gaps = npt.NDArray[np.float64]
+
+
+def server_of(spec: RequestSpec) -> Server:
+    """Return whom a completion is asked of."""
+    return Server(spec.base_url, _APIS[spec.api], spec.api_token)
+
+
+def encode(spec: RequestSpec) -> bytes:
+    """Return a completion as the bytes that go over the wire. They hold the token: never log them."""
+    sampling = Sampling(spec.model, spec.max_tokens, spec.temperature, spec.seed, spec.ignore_eos, spec.system)
+    return encode_request(server_of(spec), sampling, Prompt(spec.prompt))
 
 
 def run_load(
@@ -37,135 +53,109 @@ def run_load(
     Raises:
         WorkerDiedError: a worker process ended before its clients did.
     """
-    load = _Load(spec, on_record, on_start)
-    try:
-        load.start()
-        load.run(cancel)
-    finally:
-        load.close()
-    return load.records
+    request, shape = spec.request, ClosedLoop(spec.n_clients, requests_per_client=spec.n_requests_per_client)
+    how = How(spec.warmup_requests, request.request_timeout_s, spec.keep_text)
+    processes = max(1, min(spec.processes, spec.n_clients))
+    with scratch() as folder:
+        plans = deal_out(server_of(request), (encode(request),), shape, how, processes, folder)
+        follower = _Follower(plans, on_record, spec.keep_text)
+
+        def start(started_at: float, zero_s: float) -> None:
+            follower.zero_s = zero_s
+            if on_start is not None:
+                on_start(started_at)
+
+        measure(plans, folder, cancel.is_set, follower.look, start)
+        follower.look(None)
+    return follower.records
 
 
-class _Load:
-    def __init__(
-        self,
-        spec: LoadSpec,
-        on_record: Callable[[RequestRecord], None],
-        on_start: Callable[[float], None] | None,
-    ) -> None:
-        self._spec = spec
-        self._on_record = on_record
-        self._on_start = on_start
+class _Follower:
+    """Makes records of the rows that workers write."""
+
+    def __init__(self, plans: list[Plan], on_record: Callable[[RequestRecord], None], keeps_text: bool) -> None:
         self.records: list[RequestRecord] = []
-        self._warmups: list[RequestRecord] = []
-        self._workers: list[_WorkerHandle] = []
-        self._cold = 0
-        self._zero_at_s: float | None = None
+        self.zero_s: float | None = None
+        self._on_record, self._keeps_text = on_record, keeps_text
+        self._tails = [(RowTail(Path(plan.rows), Path(plan.gaps)), _NoteTail(Path(plan.texts))) for plan in plans]
+        self._counts: Counter[int] = Counter()
 
-    def start(self) -> None:
-        count = max(1, min(self._spec.processes, self._spec.n_clients))
-        self._cold = count
-        for shard in range(count):
-            self._workers.append(_WorkerHandle(shard, self._spec, range(shard, self._spec.n_clients, count)))
+    def look(self, _progress: Progress | None) -> None:
+        """Take what is new; before the start only the warm-up is there, and it waits."""
+        if self.zero_s is None:
+            return
+        for rows, notes in self._tails:
+            found, gaps = rows.read()
+            for values in found:
+                row = dict(zip(ROW.names or (), values.item(), strict=True))
+                note = notes.of(row["index"], row["phase"]) if row["error"] >= 0 or self._keeps_text else {}
+                self._emit(row, gaps[row["gap_start"] : row["gap_start"] + row["gap_count"]], note)
 
-    def run(self, cancel: threading.Event) -> None:
-        open_workers = {worker.connection: worker for worker in self._workers}
-        deadline_s: float | None = None
-        while open_workers and (deadline_s is None or time.monotonic() < deadline_s):
-            if cancel.is_set() and deadline_s is None:
-                deadline_s = time.monotonic() + _CANCEL_GRACE_S
-                self._tell_all(("cancel", 0.0))
-            for ready in connection.wait(list(open_workers), timeout=_POLL_S):
-                worker = next(worker for worker in self._workers if worker.connection is ready)
-                message = worker.receive()
-                if message is None:
-                    if not cancel.is_set():
-                        raise WorkerDiedError(worker.shard, worker.exit_code())
-                    del open_workers[worker.connection]
-                elif message[0] == "done":
-                    del open_workers[worker.connection]
-                else:
-                    self._take(message)
-
-    def close(self) -> None:
-        for worker in self._workers:
-            worker.close()
-
-    def _take(self, message: WorkerMessage) -> None:
-        kind, records = message
-        for record in records:
-            if self._zero_at_s is None:
-                self._warmups.append(record)
-            else:
-                self._emit(record, self._zero_at_s)
-        if kind == "warm":
-            self._cold -= 1
-            if self._cold == 0:
-                self._go()
-
-    def _go(self) -> None:
-        self._zero_at_s = time.monotonic() + _START_DELAY_S
-        started_at = time.time() + _START_DELAY_S
-        self._tell_all(("go", self._zero_at_s))
-        if self._on_start is not None:
-            self._on_start(started_at)
-        for record in self._warmups:
-            self._emit(record, self._zero_at_s)
-
-    def _emit(self, record: RequestRecord, zero_at_s: float) -> None:
-        rebased = rebase(record, zero_at_s)
-        self.records.append(rebased)
-        self._on_record(rebased)
-
-    def _tell_all(self, message: ControlMessage) -> None:
-        for worker in self._workers:
-            worker.tell(message)
+    def _emit(self, row: dict[str, Any], gaps: Gaps, note: dict[str, Any]) -> None:
+        is_warmup = row["phase"] == WARMUP
+        client = max(0, row["client"])
+        index = 0 if is_warmup else self._counts[client]
+        self._counts[client] += not is_warmup
+        record = _record(row, gaps, note, self.zero_s or 0.0, client, index)
+        self.records.append(record)
+        self._on_record(record)
 
 
-class _WorkerHandle:
-    """The parent's end of one worker."""
+class _NoteTail:
+    """Reads what a worker says of single requests: errors and texts."""
 
-    def __init__(self, shard: int, spec: LoadSpec, client_ids: Sequence[int]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.shard = shard
-        self.connection, far_end = context.Pipe()
-        # The spec, token included, travels through spawn's pipe, not on argv.
-        self._process: process.BaseProcess = context.Process(
-            target=worker_main, args=(far_end, spec, client_ids), name=f"orch-load-{shard}", daemon=True
-        )
-        try:
-            self._process.start()
-        finally:
-            far_end.close()
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+        self._notes: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
-    def tell(self, message: ControlMessage) -> None:
-        # A worker that is gone shows as such on the next receive.
-        with contextlib.suppress(OSError):
-            self.connection.send(message)
+    def of(self, index: int, phase: int) -> dict[str, Any]:
+        """Return what is said of a request; the warm-up's have all one index and are taken in order."""
+        if not self._notes.get((index, phase)):
+            self._read()
+        waiting = self._notes.get((index, phase))
+        return waiting.pop(0) if waiting else {}
 
-    def receive(self) -> WorkerMessage | None:
-        """Return the worker's next message, or None if it is gone."""
-        try:
-            message: WorkerMessage = self.connection.recv()
-        except (EOFError, OSError):
-            return None
-        return message
-
-    def exit_code(self) -> int | None:
-        self._process.join(1.0)
-        return self._process.exitcode
-
-    def close(self) -> None:
-        """End the worker: by its closed pipe, or else by KILL."""
-        self.connection.close()
-        self._process.join(2.0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._process.close()
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            note: dict[str, Any] = msgspec.json.decode(line)
+            self._notes.setdefault((note["index"], note["phase"]), []).append(note)
 
 
-def rebase(record: RequestRecord, zero_at_s: float) -> RequestRecord:
-    """Return ``record`` with its times relative to ``zero_at_s`` of the same clock."""
-    times = {name: getattr(record, name) for name in _TIMES}
-    return replace(record, **{name: at - zero_at_s for name, at in times.items() if at is not None})
+def _record(
+    row: dict[str, Any], gaps: Gaps, note: dict[str, Any], zero_s: float, client: int, index: int
+) -> RequestRecord:
+    first = [at_s for at_s in (row["first_reasoning_s"], row["first_content_s"]) if at_s == at_s]
+    return RequestRecord(
+        client_id=client,
+        index=index,
+        intended_at_s=row["intended_s"] - zero_s,
+        sent_at_s=row["sent_s"] - zero_s,
+        eof_at_s=row["eof_s"] - zero_s,
+        first_byte_at_s=_since(row["first_byte_s"], zero_s),
+        first_token_at_s=min(first) - zero_s if first else None,
+        last_token_at_s=_since(row["last_token_s"], zero_s),
+        prompt_tokens=row["prompt_tokens"] if row["prompt_tokens"] >= 0 else None,
+        completion_tokens=row["completion_tokens"],
+        tokens_source="usage" if row["usage_tokens"] >= 0 else "chunks" if row["chunks"] else None,
+        chunks=row["chunks"],
+        chunk_gaps_s=array("d", gaps.tobytes()),
+        finish_reason=FINISH_REASONS[row["finish"]] or None,
+        http_status=row["status"] or None,
+        error_class=ERROR_CLASSES[row["error"]] if row["error"] >= 0 else None,
+        error=note.get("error"),
+        text_length=row["text_length"],
+        loop_lag_s=row["loop_lag_s"],
+        warmup=row["phase"] == WARMUP,
+        text=note.get("text"),
+    )
+
+
+def _since(at_s: float, zero_s: float) -> float | None:
+    return at_s - zero_s if at_s == at_s else None

@@ -176,7 +176,11 @@ class _Running:
             plans = deal_out(bench.server, self._bodies, shape, bench.how, processes, folder)
             with ServerSide(bench.server) as side:
                 seen = measure(
-                    plans, folder, self._is_cancelled, lambda progress: self._tell(name, progress), self._on_start
+                    plans,
+                    folder,
+                    self._is_cancelled,
+                    lambda progress: self._tell(name, progress),
+                    lambda started_at, _zero_s: self._on_start(started_at),
                 )
         options = Options(
             warmup_s=bench.warmup_s,

@@ -19,7 +19,7 @@ from client.load.clock import Alarm, LagProbe
 from client.load.connection import NAN, Connection, Exchange, Failure
 from client.load.replies import Reply, error_text, read_reply
 from client.load.rows import MEASURED, WARMUP, RowWriter
-from client.load.spec import ERROR_CLASSES, Plan, Server
+from client.load.spec import ERROR_CLASSES, Api, Plan, Server
 
 MAX_CONNECT_S = 30.0
 # Replies are read in slices this long, so that arrivals in between are stamped in time.
@@ -37,7 +37,7 @@ class Driver:
     def __init__(self, plan: Plan, loop: asyncio.AbstractEventLoop) -> None:
         self._plan, self._loop = plan, loop
         self._rows = RowWriter(Path(plan.rows), Path(plan.gaps))
-        self._notes = Path(plan.texts).open("wb")  # noqa: SIM115 - closed by close()
+        self._notes = Path(plan.texts).open("wb", buffering=0)  # noqa: SIM115 - closed by close()
         self.probe = LagProbe(loop)
         self._free: list[Connection] = []
         self._under_way: dict[Exchange, Connection | None] = {}
@@ -68,7 +68,7 @@ class Driver:
         found.sort(key=lambda entry: entry[0] != socket.AF_INET)
         self._where = (str(found[0][4][0]), port)
         if parts.scheme == "https":
-            self._tls, self._tls_name = _tls_context(server), host
+            self._tls, self._tls_name = tls_context(server), host
         self._sweep_later()
 
     async def warm_up(self) -> None:
@@ -245,16 +245,7 @@ class Driver:
     def _record(self, exchange: Exchange) -> None:
         plan, head = self._plan, exchange.head
         lag_s = self.probe.mean_since(exchange.lag_samples, exchange.lag_total_s)
-        pieces = exchange.body_pieces()
-        if head is not None and head.status == 200:
-            is_whole = exchange.failure is None
-            reply = read_reply(plan.server.api, pieces, exchange.times_s[: len(pieces)], is_whole)
-        else:
-            reply = Reply()
-            if head is not None and exchange.failure is None:
-                reply.fail("http_status", f"HTTP {head.status}: {_words(b''.join(pieces))}")
-        if exchange.failure is not None and (reply.failure is None or reply.failure[0] != "server_error"):
-            reply.failure = exchange.failure  # what was wrong with the bytes explains what was wrong with their content
+        reply = read_exchange(plan.server.api, exchange)
         error = -1 if reply.failure is None else _ERROR_INDEX[reply.failure[0]]
         usage = -1 if reply.usage_tokens is None else reply.usage_tokens
         prompt = -1 if reply.prompt_tokens is None else reply.prompt_tokens
@@ -262,12 +253,12 @@ class Driver:
             exchange.index, exchange.client, exchange.phase,
             exchange.intended_s, exchange.sent_s, exchange.times_s[0] if exchange.times_s else NAN,
             reply.first_reasoning_s, reply.first_content_s, reply.last_token_s, exchange.eof_s, lag_s,
-            reply.chunks, prompt, reply.tokens, usage, reply.text_length if plan.keeps_text else 0,
+            reply.chunks, prompt, reply.tokens, usage, reply.text_length,
             head.status if head is not None else 0, error, _FINISH_INDEX.get(reply.finish_reason or "", 0),
         )  # fmt: skip
-        self._rows.add(values, reply.gaps_s, error >= 0, reply.tokens if error < 0 else 0, exchange.phase)
         if reply.failure is not None or plan.keeps_text:
-            self._note(exchange, reply)
+            self._note(exchange, reply)  # before its row: whoever sees that finds this
+        self._rows.add(values, reply.gaps_s, error >= 0, reply.tokens if error < 0 else 0, exchange.phase)
 
     def _note(self, exchange: Exchange, reply: Reply) -> None:
         note: dict[str, Any] = {"index": exchange.index, "phase": exchange.phase}
@@ -280,6 +271,7 @@ class Driver:
     def _sweep_later(self) -> None:
         pause_s = min(0.25, self._plan.timeout_s / 20)
         self._sweep = self._loop.call_later(pause_s, self._end_overdue)
+        self._rows.flush()
 
     def _end_overdue(self) -> None:
         timeout_s = self._plan.timeout_s
@@ -312,7 +304,26 @@ class Driver:
         self._notes.close()
 
 
-def _tls_context(server: Server) -> ssl.SSLContext:
+def read_exchange(api: Api, exchange: Exchange) -> Reply:
+    """Return what an exchange that has ended said, as far as it got."""
+    head, pieces = exchange.head, exchange.body_pieces()
+    if head is not None and head.status == 200:
+        reply = read_reply(api, pieces, exchange.times_s[: len(pieces)], exchange.failure is None)
+    else:
+        reply = Reply()
+        if head is not None and exchange.failure is None:
+            reply.fail("http_status", f"HTTP {head.status}: {_words(b''.join(pieces))}")
+    if exchange.failure is not None and (reply.failure is None or reply.failure[0] != "server_error"):
+        reply.failure = exchange.failure  # what was wrong with the bytes explains what was wrong with their content
+    return reply
+
+
+def tls_context(server: Server) -> ssl.SSLContext:
+    """Return what an https server is met with.
+
+    Raises:
+        OSError: its certificates cannot be read.
+    """
     return ssl.create_default_context(cafile=server.ca_file)
 
 

@@ -80,6 +80,10 @@ class RowWriter:
             self._tokens += tokens
         _COUNT.pack_into(self._map, 0, self._rows, self._failed, self._tokens)
 
+    def flush(self) -> None:
+        """Let others see the gaps of what was added."""
+        self._gaps.flush()
+
     def close(self) -> None:
         """Cut the file to what was written."""
         self._gaps.close()
@@ -104,6 +108,31 @@ def read_counts(rows: Path) -> tuple[int, int, int]:
     except FileNotFoundError:
         return (0, 0, 0)
     return _COUNT.unpack(header) if len(header) == _COUNT.size else (0, 0, 0)
+
+
+class RowTail:
+    """Reads what a worker has written since the last look, whole rows with their gaps."""
+
+    def __init__(self, rows: Path, gaps: Path) -> None:
+        self._rows, self._gaps, self._taken = rows, gaps, 0
+
+    def read(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float64]]:
+        """Return new rows, and the gaps from the first one's on; ``gap_start`` counts from there."""
+        count = read_counts(self._rows)[0] - self._taken
+        if count <= 0:
+            return np.empty(0, dtype=ROW), np.empty(0)
+        offset = _HEADER + self._taken * ROW.itemsize
+        found = np.fromfile(self._rows, dtype=ROW, count=count, offset=offset)
+        seen = self._gaps.stat().st_size // 8 if self._gaps.exists() else 0
+        is_whole = found["gap_start"] + found["gap_count"] <= seen
+        found = found[: len(found) if is_whole.all() else int(np.argmin(is_whole))]
+        if not len(found):
+            return found, np.empty(0)
+        self._taken += len(found)
+        first, last = int(found["gap_start"][0]), int(found["gap_start"][-1] + found["gap_count"][-1])
+        gaps = np.fromfile(self._gaps, dtype="<f8", count=last - first, offset=first * 8)
+        found["gap_start"] -= first
+        return found, gaps
 
 
 def read_rows(rows: Path, gaps: Path) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float64]]:

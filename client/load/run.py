@@ -104,7 +104,7 @@ def measure(
     folder: Path,
     is_cancelled: Callable[[], bool] = lambda: False,
     tell: Callable[[Progress], None] = lambda _: None,
-    on_start: Callable[[float], None] = lambda _: None,
+    on_start: Callable[[float, float], None] = lambda _at, _zero_s: None,
 ) -> Measurement:
     """Put the load of ``plans`` on, one worker process each, and return what was seen.
 
@@ -113,7 +113,7 @@ def measure(
         folder: For the workers' files.
         is_cancelled: Asked now and then; requests under way then leave no record.
         tell: Told now and then how far it is.
-        on_start: Told the common start, in seconds since the epoch.
+        on_start: Told the common start, in seconds since the epoch and of the monotonic clock.
 
     Raises:
         WorkerDiedError: a worker ended before its load did; carries its last words.
@@ -162,7 +162,7 @@ class _Measuring:
         workers: list[_Worker],
         is_cancelled: Callable[[], bool],
         tell: Callable[[Progress], None],
-        on_start: Callable[[float], None],
+        on_start: Callable[[float, float], None],
         began_s: float,
     ) -> None:
         self._workers, self._is_cancelled, self._tell, self._on_start = workers, is_cancelled, tell, on_start
@@ -197,7 +197,7 @@ class _Measuring:
         self._start_s = time.monotonic() - self._began_s
         for worker in self._workers:
             worker.tell(f"go {self._zero_s!r}")
-        self._on_start(self._started_at)
+        self._on_start(self._started_at, self._zero_s)
 
     def _progress(self) -> Progress:
         counts = [read_counts(Path(worker.plan.rows)) for worker in self._workers]

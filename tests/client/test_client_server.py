@@ -88,7 +88,7 @@ def test_server_started_either_way_runs_a_benchmark_and_hides_the_token(
         status, answer = service.call("/benchmark", BODY)
         assert (status, json.loads(answer)["successful"]) == (200, 4)
         assert fake.requests[0].authorization == f"Bearer {API_TOKEN}"
-        assert any("spawn_main" in line for line in argv)
+        assert any("client.load.worker" in line for line in argv)
         assert API_TOKEN not in " ".join(argv) + health + answer + service.log_path.read_text()
         assert "Traceback" not in service.log_path.read_text()
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
+import os
+import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,20 @@ from client.engine.spec import LoadSpec, RequestRecord
 from client.errors import WorkerDiedError
 from tests.client.conftest import API_TOKEN, MakeSpec
 from tests.client.fake_server import Behaviour, FakeServer
+
+
+def workers_of(parent: int) -> list[int]:
+    """Return the pids of the load processes of a process."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            ppid = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if ppid == parent and b"client.load.worker" in words:
+            found.append(int(entry.name))
+    return found
 
 
 def run(spec: LoadSpec) -> list[RequestRecord]:
@@ -176,8 +192,8 @@ def test_run_load_worker_killed_is_an_error(fake: FakeServer, make_spec: MakeSpe
     fake.behaviour = Behaviour(first_token_delay_s=30.0)
 
     def kill_worker(_started_at: float) -> None:
-        (worker,) = (one for one in multiprocessing.active_children() if one.name.startswith("orch-load"))
-        worker.kill()
+        (pid,) = workers_of(os.getpid())
+        os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(WorkerDiedError, match="exit code -9"):
         run_load(make_spec(), lambda record: None, threading.Event(), on_start=kill_worker)

@@ -291,9 +291,9 @@ def test_ollama_serves_as_many_requests_at_once_as_there_are_clients() -> None:
 
 
 def test_client_interpreter_without_its_packages_names_them(python_with: Callable[..., str]) -> None:
-    context = context_of("slurm", "vllm", environment={"python": python_with("flask", "aiohttp")})
+    context = context_of("slurm", "vllm", environment={"python": python_with("flask", "msgspec", "numpy")})
     client = ClientService(VllmService().draft(context))
-    with pytest.raises(ProgramMissingError, match="lacks waitress, prometheus_client"):
+    with pytest.raises(ProgramMissingError, match="lacks waitress, prometheus_client, uvloop"):
         client.check(context)
     context = context_of("slurm", "vllm", environment={"python": "/no/python"})
     with pytest.raises(ProgramMissingError, match="cannot be run on 'here'"):
