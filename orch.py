@@ -26,6 +26,10 @@ def main() -> int:
             from client.load.command import main as run_bench
 
             return run_bench(sys.argv[2:])
+        if sys.argv[1:2] == ["compare"]:
+            from client.load.compare_command import main as run_compare
+
+            return run_compare(sys.argv[2:])
         from agent.stage import PACKAGES as TRAINER_PACKAGES
         from agent.stage import HpoStage
         from client.stage import BenchmarkStage

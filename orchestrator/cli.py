@@ -50,6 +50,8 @@ commands (RUN is 'latest' if not given):
   orch.py stop [RUN]              end a run's jobs, kept services included
   orch.py resume [RUN]            go on with what is missing; start a dry run
   orch.py report [RUN]            write the report anew, print the main figures
+  orch.py bench URL --model NAME  measure any OpenAI- or Ollama-compatible server
+  orch.py compare A B [...]       compare benchmarks; --fail-on is a gate for CI
   orch.py after RECIPE            print job.after as an option of sbatch or qsub
 """
 _EXIT_CODES = """

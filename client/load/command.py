@@ -160,9 +160,8 @@ def _server(options: argparse.Namespace) -> Server:
     except ValueError:
         is_usable = False
     if not is_usable or parts.username is not None or parts.query or parts.fragment:
-        raise WorkloadError(
-            f"URL {options.url!r}: give http:// or https://, host and port, as in http://127.0.0.1:8000"
-        )
+        told = re.sub(r"//[^/@]*@", "//…@", options.url)
+        raise WorkloadError(f"URL {told!r}: give http:// or https://, host and port, as in http://127.0.0.1:8000")
     # The API's own path comes behind it: people paste the base URL of client libraries.
     url = re.sub(r"/(v1|api)$", "", url)
     token = None
