@@ -33,6 +33,7 @@ test-faults: $(STAMP) ## the whole fault suite: the orchestrator killed at every
 
 bench: $(STAMP) ## measure what is claimed of cost and scale
 	$(BIN)/python -m tests.bench.poll_scale
+	$(BIN)/python -m tests.bench.load_clients
 
 check: $(STAMP) ## lint, types, import directions
 	$(BIN)/ruff check .
