@@ -23,7 +23,7 @@ from client.load.self_check import client_adds_ms
 from client.load.server_side import ServerSide
 from client.load.shapes import ClosedLoop, How, OpenLoop, Shape, choose_processes, deal_out
 from client.load.slo import Slo
-from client.load.spec import Prompt, Sampling, Server
+from client.load.spec import Conversation, Prompt, Sampling, Server
 from client.load.validity import Limits, invalid_reasons
 
 MAX_ERRORS_TOLD = 20
@@ -52,6 +52,7 @@ class Bench:
 
     Attributes:
         prompts: In the order of sending; they begin again where more are needed.
+        conversations: In the place of prompts, which then are the warm-up's.
         kind: Whether loads are requests at once or requests per second.
         loads: One for a single measurement, several for a sweep.
         finds_capacity: Search the highest rate that meets ``slos``, from the first of ``loads`` on.
@@ -64,6 +65,7 @@ class Bench:
     prompts: tuple[Prompt, ...]
     kind: LoadKind
     loads: tuple[float, ...]
+    conversations: tuple[Conversation, ...] = ()
     requests: int | None = None
     duration_s: float | None = None
     arrivals: Arrivals = Arrivals()
@@ -173,7 +175,8 @@ class _Running:
         processes = choose_processes(shape, bench.processes)
         name = f"{bench.kind} {load:g}" + (f", repeat {repeat + 1}" if bench.repeats > 1 else "")
         with scratch() as folder:
-            plans = deal_out(bench.server, self._bodies, shape, bench.how, processes, folder)
+            talks = (bench.sampling, bench.conversations) if bench.conversations else None
+            plans = deal_out(bench.server, self._bodies, shape, bench.how, processes, folder, talks)
             with ServerSide(bench.server) as side:
                 seen = measure(
                     plans,
@@ -185,7 +188,7 @@ class _Running:
         options = Options(
             warmup_s=bench.warmup_s,
             cooldown_s=bench.cooldown_s,
-            expected=shape.expected if bench.duration_s is None else None,
+            expected=None if bench.duration_s is not None or bench.conversations else shape.expected,
             slos=bench.slos,
             seed=bench.seed,
         )

@@ -72,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--input-tokens", metavar="LENGTHS", help="synthetic prompts of such lengths")
     what.add_argument("--output-tokens", metavar="LENGTHS", help="instead of --max-tokens")
     what.add_argument("--shared-prefixes", type=_prefixes, metavar="N:LENGTHS", help="beginnings in common")
+    what.add_argument("--turns", metavar="LENGTHS", help="synthetic conversations of so many turns")
+    what.add_argument("--multi-turn", action="store_true", help="send a data set's conversations turn by turn")
+    what.add_argument("--think-time", metavar="SECONDS", help="between turns: 2, uniform:1-5, …")
     what.add_argument("--max-input-tokens", type=int, metavar="N", help="leave longer records out")
     what.add_argument("--max-tokens", type=int, default=128, metavar="N")
     what.add_argument("--temperature", type=float)
@@ -130,6 +133,9 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         input_tokens=options.input_tokens,
         output_tokens=options.output_tokens,
         shared_prefixes=options.shared_prefixes,
+        turns=options.turns,
+        is_multi_turn=options.multi_turn,
+        think_s=options.think_time,
         max_input_tokens=options.max_input_tokens,
         max_tokens=options.max_tokens,
         temperature=options.temperature,

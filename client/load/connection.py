@@ -6,6 +6,7 @@ import asyncio
 from time import monotonic
 from typing import Protocol, cast
 
+from client.load.replies import Reply
 from client.load.spec import ErrorClass
 from client.load.wire import Dechunker, Head, WireError, may_have_ended, parse_head
 
@@ -18,6 +19,7 @@ class Exchange:
 
     Attributes:
         pieces, times_s: Bytes as they arrived, the head included, and when; those of the body once it has ended.
+        reply: What it said, where that had to be known at once.
         lag_samples, lag_total_s: What the worker's lag probe said when the request was sent.
     """
 
@@ -36,6 +38,7 @@ class Exchange:
         "left",
         "phase",
         "pieces",
+        "reply",
         "request",
         "sent_s",
         "times_s",
@@ -55,6 +58,7 @@ class Exchange:
         self.left = 0
         self.lag_samples, self.lag_total_s = 0, 0.0
         self.was_resent = False
+        self.reply: Reply | None = None
 
     def take_head(self) -> bool:
         """Parse the head once it is whole; return whether it is.

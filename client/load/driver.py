@@ -20,6 +20,7 @@ from client.load.connection import NAN, Connection, Exchange, Failure
 from client.load.replies import Reply, error_text, read_reply
 from client.load.rows import MEASURED, WARMUP, RowWriter
 from client.load.spec import ERROR_CLASSES, Api, Plan, Server
+from client.load.talks import Talks
 
 MAX_CONNECT_S = 30.0
 # Replies are read in slices this long, so that arrivals in between are stamped in time.
@@ -44,11 +45,11 @@ class Driver:
         self._ended: deque[Exchange] = deque()
         self._is_digesting = False
         self._opening: set[asyncio.Task[None]] = set()
-        self._next: Callable[[Exchange], None] = lambda _: None
+        self.on_end: Callable[[Exchange], None] = lambda _: None
         self._idle = asyncio.Event()
         self._sent = 0
         self._zero_s = 0.0
-        self.opened = self.resent = 0
+        self.opened = self.resent = self.pausing = 0
         self._where: tuple[str, int] = ("", 0)
         self._tls: ssl.SSLContext | None = None
         self._tls_name: str | None = None
@@ -82,9 +83,9 @@ class Driver:
             nonlocal left
             if left:
                 left -= 1
-                self._send(Exchange(plan.bodies[left % len(plan.bodies)], -1, -1, WARMUP, monotonic()))
+                self.send(Exchange(plan.bodies[left % len(plan.bodies)], -1, -1, WARMUP, monotonic()))
 
-        self._next = send_next
+        self.on_end = send_next
         for _ in range(at_once):
             send_next(Exchange(b"", -1, -1, WARMUP, 0.0))
         await self._wait_until_idle()
@@ -94,6 +95,8 @@ class Driver:
         self._zero_s = zero_s
         if self._plan.arrivals_s:
             await self._open_loop()
+        elif self._plan.conversations:
+            await Talks(self._plan, self, self._loop, zero_s, read_exchange).begin_all()
         else:
             await self._closed_loop()
         await self._wait_until_idle()
@@ -113,7 +116,7 @@ class Driver:
                 left[client] = remaining - 1
             number, self._sent = self._sent, self._sent + 1
             body = plan.bodies[number % len(plan.bodies)]
-            self._send(Exchange(body, plan.first_index + number * step, client, MEASURED, at_s))
+            self.send(Exchange(body, plan.first_index + number * step, client, MEASURED, at_s))
 
         def begin() -> None:
             now_s = monotonic()
@@ -125,7 +128,7 @@ class Driver:
             else:
                 all_begun.set()
 
-        self._next = lambda exchange: send(exchange.client, exchange.eof_s)
+        self.on_end = lambda exchange: send(exchange.client, exchange.eof_s)
         alarm = Alarm(self._loop, begin)
         alarm.set(self._zero_s)
         await all_begun.wait()
@@ -134,7 +137,7 @@ class Driver:
     async def _open_loop(self) -> None:
         plan, step, arrivals = self._plan, self._plan.index_step, self._plan.arrivals_s
         all_sent = asyncio.Event()
-        self._next = lambda _: None
+        self.on_end = lambda _: None
 
         def send_due() -> None:
             now_s = monotonic()
@@ -145,7 +148,7 @@ class Driver:
                     return
                 number, self._sent = self._sent, self._sent + 1
                 body = plan.bodies[number % len(plan.bodies)]
-                self._send(Exchange(body, plan.first_index + number * step, -1, MEASURED, due_s))
+                self.send(Exchange(body, plan.first_index + number * step, -1, MEASURED, due_s))
                 now_s = monotonic()
             all_sent.set()
 
@@ -155,11 +158,12 @@ class Driver:
         alarm.close()
 
     async def _wait_until_idle(self) -> None:
-        while self._under_way or self._ended:
+        while self._under_way or self._ended or self.pausing:
             self._idle.clear()
             await self._idle.wait()
 
-    def _send(self, exchange: Exchange) -> None:
+    def send(self, exchange: Exchange) -> None:
+        """Send a request on a free connection, or on a new one."""
         probe = self.probe
         exchange.lag_samples, exchange.lag_total_s = probe.samples, probe.total_s
         while self._free:
@@ -223,7 +227,7 @@ class Driver:
 
     def _take_end(self, exchange: Exchange) -> None:
         del self._under_way[exchange]
-        self._next(exchange)
+        self.on_end(exchange)
         self._ended.append(exchange)
         if not self._is_digesting:
             self._is_digesting = True
@@ -239,13 +243,17 @@ class Driver:
             self._loop.call_soon(self._digest)
             return
         self._is_digesting = False
-        if not self._under_way:
+        self.look_whether_idle()
+
+    def look_whether_idle(self) -> None:
+        """Let the measurement end if nothing is under way."""
+        if not self._under_way and not self._ended:
             self._idle.set()
 
     def _record(self, exchange: Exchange) -> None:
         plan, head = self._plan, exchange.head
         lag_s = self.probe.mean_since(exchange.lag_samples, exchange.lag_total_s)
-        reply = read_exchange(plan.server.api, exchange)
+        reply = exchange.reply or read_exchange(plan.server.api, exchange)
         error = -1 if reply.failure is None else _ERROR_INDEX[reply.failure[0]]
         usage = -1 if reply.usage_tokens is None else reply.usage_tokens
         prompt = -1 if reply.prompt_tokens is None else reply.prompt_tokens
@@ -292,7 +300,7 @@ class Driver:
         """Drop what is under way, and close all files."""
         if self._sweep is not None:
             self._sweep.cancel()
-        self._next = lambda _: None
+        self.on_end = lambda _: None
         for connection in [*self._under_way.values(), *self._free]:
             if connection is not None:
                 connection.close()

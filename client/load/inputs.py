@@ -8,8 +8,9 @@ from pathlib import Path
 
 from client.errors import WorkloadError
 from client.load.bench import Arrivals, Bench
+from client.load.conversations import recorded_conversations, synthetic_conversations
 from client.load.datasets import find_files, parse_reference
-from client.load.distributions import Distribution, parse_lengths
+from client.load.distributions import Distribution, parse_lengths, parse_seconds
 from client.load.payloads import encode_request
 from client.load.prompt_files import read_samples
 from client.load.run import measure, scratch
@@ -17,7 +18,7 @@ from client.load.saturation import LoadKind
 from client.load.seeds import generator_for
 from client.load.shapes import ClosedLoop, How, deal_out
 from client.load.slo import Slo, parse_slos
-from client.load.spec import Api, Prompt, Sampling, Server
+from client.load.spec import Api, Conversation, Prompt, Sampling, Server
 from client.load.synthetic import CalibratedText, ExactText, TextMaker, calibrate, probe_text
 from client.load.tokenizing import Counting, EstimatedCounter, TokenCounter, TokenizerCounter
 from client.load.traces import Trace, read_trace
@@ -48,6 +49,9 @@ class Wanted:
         dataset: A file, a folder, or ``hf:OWNER/NAME[:SPLIT[:COLUMN]]``.
         loads: Requests at once, or per second; several make a sweep.
         shared_prefixes: How many beginnings synthetic prompts share, and how long they are.
+        turns: How many turns synthetic conversations have.
+        is_multi_turn: Send a data set's conversations turn by turn.
+        think_s: How long users think between turns.
     """
 
     server: Server
@@ -66,6 +70,9 @@ class Wanted:
     input_tokens: str | None = None
     output_tokens: str | None = None
     shared_prefixes: tuple[int, str] | None = None
+    turns: str | None = None
+    is_multi_turn: bool = False
+    think_s: str | None = None
     max_input_tokens: int | None = None
     max_tokens: int = 128
     temperature: float | None = None
@@ -104,7 +111,12 @@ def make_bench(wanted: Wanted) -> Bench:
     sampling = Sampling(
         wanted.model, wanted.max_tokens, wanted.temperature, wanted.seed, wanted.ignore_eos, wanted.system
     )
-    workload = _workload(wanted, sampling, trace, requests)
+    conversations = _conversations(wanted, sampling, requests)
+    if conversations:
+        workload = Workload((PlannedPrompt(conversations[0].prompt(0, ())),))
+        requests = wanted.requests
+    else:
+        workload = _workload(wanted, sampling, trace, requests)
     slos: tuple[Slo, ...] = parse_slos(wanted.slo) if wanted.slo else ()
     if wanted.finds_capacity and not slos:
         raise WorkloadError("the highest good rate can only be found with objectives: give --slo 'ttft_ms<=200'")
@@ -113,6 +125,7 @@ def make_bench(wanted: Wanted) -> Bench:
         server=wanted.server,
         sampling=sampling,
         prompts=workload.prompts,
+        conversations=conversations,
         kind="rate" if trace is not None else wanted.kind,
         loads=(len(fixed) / fixed[-1] if fixed[-1] > 0 else float(len(fixed)),) if fixed else wanted.loads,
         requests=requests,
@@ -182,6 +195,35 @@ def _workload(wanted: Wanted, sampling: Sampling, trace: Trace | None, requests:
     return synthetic_outputs(found, outputs, count, wanted.seed)
 
 
+def _conversations(wanted: Wanted, sampling: Sampling, requests: int | None) -> tuple[Conversation, ...]:
+    """Return the conversations that are asked for, if they are.
+
+    Raises:
+        WorkloadError: they do not go with the rest.
+    """
+    if wanted.turns is None and not wanted.is_multi_turn:
+        return ()
+    if wanted.server.api not in {"openai-chat", "ollama-chat"} or wanted.kind != "concurrency":
+        raise WorkloadError("conversations need a chat API and --concurrency: a turn waits for the answer before it")
+    think = parse_seconds(wanted.think_s, "--think-time") if wanted.think_s is not None else None
+    if wanted.is_multi_turn:
+        if wanted.dataset is None:
+            raise WorkloadError("--multi-turn takes the conversations of a data set: give --dataset")
+        reference = parse_reference(wanted.dataset)
+        samples = read_samples(find_files(reference, wanted.cache).paths, reference.column)
+        found = recorded_conversations(samples, wanted.seed, _counter(wanted), think)
+        if not found:
+            raise WorkloadError(f"{wanted.dataset}: no record is a conversation with answers")
+        return found
+    if wanted.input_tokens is None:
+        raise WorkloadError("--turns needs --input-tokens: how long each message is")
+    turns, inputs = parse_lengths(wanted.turns or "", "--turns"), parse_lengths(wanted.input_tokens, "--input-tokens")
+    outputs = parse_lengths(wanted.output_tokens, "--output-tokens") if wanted.output_tokens is not None else None
+    count = min(MOST_PROMPTS, requests if requests is not None else MOST_PROMPTS)
+    maker = _maker(wanted, sampling, is_content=True)
+    return synthetic_conversations(count, wanted.seed, maker, turns, inputs, outputs, think)
+
+
 def _synthetic(wanted: Wanted, sampling: Sampling, count: int, outputs: Distribution | None) -> Workload:
     maker, inputs = _maker(wanted, sampling), parse_lengths(wanted.input_tokens or "", "--input-tokens")
     if wanted.shared_prefixes is None:
@@ -207,10 +249,11 @@ def _counter(wanted: Wanted) -> TokenCounter:
     return TokenizerCounter(wanted.tokenizer, _COUNTINGS[wanted.server.api], wanted.system)
 
 
-def _maker(wanted: Wanted, sampling: Sampling) -> TextMaker:
+def _maker(wanted: Wanted, sampling: Sampling, is_content: bool = False) -> TextMaker:
     """Return what makes texts of a wanted length: by the tokenizer, or by the server's own counts."""
     if wanted.tokenizer is not None:
-        return ExactText(TokenizerCounter(wanted.tokenizer, _COUNTINGS[wanted.server.api], wanted.system))
+        counting: Counting = "content" if is_content else _COUNTINGS[wanted.server.api]
+        return ExactText(TokenizerCounter(wanted.tokenizer, counting, None if is_content else wanted.system))
     return CalibratedText(calibrate(_probe(wanted, sampling)))
 
 

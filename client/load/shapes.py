@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.load.spec import Plan, Server
+from client.load.arrivals import ramp_starts
+from client.load.spec import Conversation, Plan, Sampling, Server
 
 # One event loop carries this many streams; beyond that another process helps if there is a CPU for it.
 CLIENTS_PER_PROCESS = 256
@@ -91,7 +92,13 @@ def choose_processes(shape: Shape, configured: int | None = None) -> int:
 
 
 def deal_out(
-    server: Server, bodies: Sequence[bytes], shape: Shape, how: How, processes: int, folder: Path
+    server: Server,
+    bodies: Sequence[bytes],
+    shape: Shape,
+    how: How,
+    processes: int,
+    folder: Path,
+    talks: tuple[Sampling, tuple[Conversation, ...]] | None = None,
 ) -> list[Plan]:
     """Return the plans of ``processes`` workers; request ``i`` of all is the same whatever their number.
 
@@ -102,6 +109,7 @@ def deal_out(
         how: See How.
         processes: How many workers there are.
         folder: For the workers' files.
+        talks: Conversations of a closed loop in the place of ``bodies``, with how their tokens are chosen.
     """
     plans = []
     for shard in range(processes):
@@ -117,7 +125,9 @@ def deal_out(
             continue
         clients = tuple(range(shard, shape.clients, processes))
         requests = None if shape.requests is None else _share(shape.requests, shard, processes)
-        starts = tuple(shape.ramp_s * client / shape.clients for client in clients)
+        starts = tuple(float(at_s) for at_s in ramp_starts(shape.clients, shape.ramp_s)[list(clients)])
+        if talks is not None:
+            common |= {"sampling": talks[0], "conversations": talks[1][shard::processes]}
         plans.append(
             Plan(
                 bodies=_bodies(bodies, shard, processes, requests),

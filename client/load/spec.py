@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+
+from client.errors import WorkloadError
 
 Api = Literal["openai-chat", "openai-completions", "ollama-generate", "ollama-chat"]
 PATHS: dict[Api, str] = {
@@ -51,6 +54,61 @@ class Prompt(msgspec.Struct, frozen=True):
     max_tokens: int | None = None
 
 
+class Turn(msgspec.Struct, frozen=True):
+    """What a user says, once the answer before it has ended.
+
+    Attributes:
+        text: The user's message alone.
+        input_tokens: Those of ``text`` itself, where counted exactly; history and template come on top.
+        max_tokens: Output tokens at most; None for the workload's own.
+        think_s: The pause between the end of the answer before and this message, in seconds; 0 for the first turn.
+        answer: What was answered when the conversation was recorded; None for a synthetic one.
+    """
+
+    text: str
+    input_tokens: int | None = None
+    max_tokens: int | None = None
+    think_s: float = 0.0
+    answer: str | None = None
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """Turns to be sent one after another, each with all that was said before."""
+
+    turns: tuple[Turn, ...]
+    system: str | None = None
+
+    def prompt(self, turn: int, answers: Sequence[str]) -> Prompt:
+        """Return the request of a turn.
+
+        Args:
+            turn: Counted from 0.
+            answers: What was answered to each turn before it.
+
+        Raises:
+            WorkloadError: there are not as many answers as turns before this one.
+        """
+        if len(answers) != turn:
+            raise WorkloadError(f"turn {turn} of a conversation follows on {turn} answers, not on {len(answers)}")
+        said: list[tuple[str, str]] = [] if self.system is None else [("system", self.system)]
+        for before, answer in zip(self.turns, answers, strict=False):
+            said += [("user", before.text), ("assistant", answer)]
+        said.append(("user", self.turns[turn].text))
+        return Prompt(messages=tuple(said), max_tokens=self.turns[turn].max_tokens)
+
+    def recorded_prompts(self) -> tuple[Prompt, ...]:
+        """Return the requests of all turns with the recorded answers as history: they need not wait for each other.
+
+        Raises:
+            WorkloadError: an answer before the last turn is not recorded.
+        """
+        answers = [turn.answer for turn in self.turns[:-1]]
+        known = [answer for answer in answers if answer is not None]
+        if len(known) != len(answers):
+            raise WorkloadError("a conversation without recorded answers can only be sent turn by turn")
+        return tuple(self.prompt(number, known[:number]) for number in range(len(self.turns)))
+
+
 class Sampling(msgspec.Struct, frozen=True):
     """How tokens are chosen; None leaves it to the server."""
 
@@ -72,6 +130,8 @@ class Plan(msgspec.Struct, frozen=True):
         starts_s: When each client begins, for a ramp; as many as ``clients``.
         requests_per_client: How many requests each client sends at most; None for no limit.
         requests: How many requests the clients send together at most; None for no limit.
+        conversations: What clients say turn by turn, in the place of ``bodies``: once each, or again and again where
+            requests or a duration limit the load. ``sampling`` is then needed.
         arrivals_s: When each request of an open loop is to be sent, ascending; empty for a closed loop.
         duration_s: No request is begun later than this.
         warmup: Requests that are sent, and waited for, before the measurement begins.
@@ -91,6 +151,8 @@ class Plan(msgspec.Struct, frozen=True):
     starts_s: tuple[float, ...] = ()
     requests_per_client: int | None = None
     requests: int | None = None
+    conversations: tuple[Conversation, ...] = ()
+    sampling: Sampling | None = None
     arrivals_s: tuple[float, ...] = ()
     duration_s: float | None = None
     warmup: int = 0

@@ -62,15 +62,23 @@ def ask(mock: Mock, tmp_path: Path) -> Ask:
         requests: int = 1,
         url: str | None = None,
         token: str | None = None,
+        most: int | None = None,
         **changes: Any,
     ) -> Measurement:
         server = Server(url or mock.url, api, token)
         changes.setdefault("bodies", (encode_request(server, Sampling(model, 64), Prompt("hello")),))
         ids = tuple(range(clients)) if "arrivals_s" not in changes else ()
         plan = Plan(
-            server=server, rows=str(tmp_path / "rows"), gaps=str(tmp_path / "gaps"), texts=str(tmp_path / "texts"),
-            clients=ids, starts_s=(0.0,) * len(ids), requests_per_client=requests if ids else None, **changes,
-        )  # fmt: skip
+            server=server,
+            rows=str(tmp_path / "rows"),
+            gaps=str(tmp_path / "gaps"),
+            texts=str(tmp_path / "texts"),
+            clients=ids,
+            starts_s=(0.0,) * len(ids),
+            requests_per_client=requests if ids and "conversations" not in changes else None,
+            requests=most,
+            **changes,
+        )
         return measure([plan], tmp_path)
 
     return put
