@@ -11,12 +11,13 @@ from orchestrator.recipe.infrastructure import RoleResources
 _WHERE = "job.infrastructure.successor_lead"
 
 
-def lead_problems(lead: str | None, server: RoleResources, scheduler: str) -> list[Problem]:
+def lead_problems(lead: str | None, server: RoleResources, client: RoleResources, scheduler: str) -> list[Problem]:
     """Return why a serving job cannot have a successor.
 
     Args:
         lead: How long before its end the successor is submitted, as in the recipe.
         server: What the serving job gets.
+        client: What the client's job gets: it has no successor, and the run ends with it.
         scheduler: Kind of its scheduler; on ``local`` wall times are not applicable.
     """
     if lead is None or scheduler == "local":
@@ -27,6 +28,9 @@ def lead_problems(lead: str | None, server: RoleResources, scheduler: str) -> li
         return [Problem(_WHERE, "needs a wall time to count back from", remedy="Set job.infrastructure.time.")]
     if time_limit_s(lead) >= time_limit_s(server.time):
         return [Problem(_WHERE, f"is {lead}, and the wall time is {server.time}", "less than the wall time")]
+    if client.time is not None and time_limit_s(client.time) <= time_limit_s(server.time):
+        what = f"the client's job ends after {client.time}, as the first server does, and the run with it"
+        return [Problem(_WHERE, what, remedy="Set job.resources.client.time to what the whole run may need.")]
     return []
 
 

@@ -113,9 +113,10 @@ class _Use:
 
     @property
     def gpus(self) -> int:
-        resources = self.planned["resources"]
-        is_step = self.planned.get("host") == STEPS
-        return 0 if is_step else (resources.get("gpus") or 0) * (resources.get("nodes") or 1)
+        if self.planned.get("host") == STEPS:
+            return 0  # they are its allocation's
+        parts = (self.planned["resources"], *self.planned.get("components", ()))
+        return sum((part.get("gpus") or 0) * (part.get("nodes") or 1) for part in parts)
 
 
 class GpuGuard:

@@ -125,10 +125,8 @@ def replay(run: RunDir, tracker: JobTracker) -> None:
                 planned = tracker.intended(event["token"])
                 if planned is not None:
                     tracker.adopt(planned, event["job_id"], event["at"])
-            case "job_handed_over":
-                tracker.hand_over(event["job"])
-            case "successor_dropped":
-                tracker.drop_successor(event["job"])
+            case "job_handed_over" | "successor_dropped" as what:
+                tracker.replay_succession(event["job"], event["token"], what == "job_handed_over")
             case _:
                 tracker.forget(event["token"])
 

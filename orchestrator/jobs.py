@@ -134,15 +134,26 @@ class JobTracker:
     def hand_over(self, name: str) -> None:
         """Let the successor of ``name`` take its place; the one before it goes on until it is cancelled."""
         successor = self._table.successor(name)
-        if successor is None:
-            raise KeyError(name)
-        self._table.hand_over(name)
-        self._journal.note("job_handed_over", job=name, token=successor.planned.token)
+        if successor is not None:
+            self._table.hand_over(name)
+            self._journal.note("job_handed_over", job=name, token=successor.planned.token)
 
     def drop_successor(self, name: str) -> None:
         """Forget a successor that has ended before it could take over."""
-        self._table.drop_successor(name)
-        self._journal.note("successor_dropped", job=name)
+        successor = self._table.successor(name)
+        if successor is not None:
+            self._table.drop_successor(name)
+            self._journal.note("successor_dropped", job=name, token=successor.planned.token)
+
+    def replay_succession(self, name: str, token: str, has_taken_over: bool) -> None:
+        """Do again what the ledger tells of a successor, without telling it twice."""
+        successor = self._table.successor(name)
+        if successor is None or successor.planned.token != token:
+            return
+        if has_taken_over:
+            self._table.hand_over(name)
+        else:
+            self._table.drop_successor(name)
 
     @property
     def predecessors(self) -> tuple[TrackedJob, ...]:
@@ -299,7 +310,8 @@ class JobTracker:
     def _waiting_in_vain(self) -> TrackedJob | None:
         """Return a step that waits for a part of its allocation which is held by services only."""
         steps = [job for job in self._table.open if job.planned.host == STEPS and not job.cancelled]
-        waiting = [job for job in steps if job.state == JobState.PENDING]
+        # One that has its node already is only slow to start.
+        waiting = [job for job in steps if job.state == JobState.PENDING and not (job.seen and job.seen.node)]
         are_held = all(job.is_ready and job.planned.kind == "service" for job in steps if job not in waiting)
         return waiting[0] if waiting and are_held and len(waiting) < len(steps) else None
 

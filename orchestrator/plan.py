@@ -41,6 +41,7 @@ class PlannedJob:
         config_text: The supervisor's configuration, byte for byte.
         host: Where it runs.
         pulls: Files of the run that it writes and that are read while it runs, below the run directory.
+        components: Further parts of it, on nodes of their own.
         in_array: Whether it is a task of a job array; its script is then what the array's own script ends in.
     """
 
@@ -59,11 +60,13 @@ class PlannedJob:
     host: str = HERE
     pulls: tuple[str, ...] = ()
     in_array: bool = False
+    components: tuple[RoleResources, ...] = ()
 
     @property
     def gpus(self) -> int:
         """GPUs that it holds on all its nodes; those of a step are its allocation's."""
-        return 0 if self.host == STEPS else (self.resources.gpus or 0) * (self.resources.nodes or 1)
+        parts = () if self.host == STEPS else (self.resources, *self.components)
+        return sum((part.gpus or 0) * (part.nodes or 1) for part in parts)
 
     @property
     def sha256(self) -> str:
@@ -94,6 +97,7 @@ class PlannedJob:
             "is_essential": self.is_essential,
             "startup_timeout_s": self.startup_timeout_s,
             "resources": self.resources.model_dump(mode="json", exclude_none=True),
+            "components": [part.model_dump(mode="json", exclude_none=True) for part in self.components],
             "pulls": list(self.pulls),
             "in_array": self.in_array,
         }
@@ -124,6 +128,7 @@ class PlannedJob:
             host=data["host"],
             pulls=tuple(data["pulls"]),
             in_array=data.get("in_array", False),
+            components=tuple(map(RoleResources.model_validate, data.get("components", []))),
         )
         if job.sha256 != data["sha256"]:
             raise ValueError(f"{script} or {config} was changed since it was planned")
@@ -229,6 +234,7 @@ def planned_job(
         host=context.host,
         pulls=tuple(str(path.relative_to(context.run.root)) for path in draft.pulls),
         in_array=in_array,
+        components=draft.components,
     )
 
 

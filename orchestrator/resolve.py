@@ -11,7 +11,15 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, TypeVar
 
-from orchestrator.allocation.parts import ONE, find_parts, outer_part, part_name, placement_problems, step_roles
+from orchestrator.allocation.parts import (
+    ONE,
+    fill_parts,
+    find_parts,
+    outer_part,
+    part_name,
+    placement_problems,
+    step_roles,
+)
 from orchestrator.allocation.within import outer_nodes
 from orchestrator.chaining import lead_problems
 from orchestrator.errors import Problem, RecipeError, TransportError, UserError
@@ -140,7 +148,7 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
         }
     )
     lead = job.infrastructure.successor_lead
-    problems = lead_problems(lead, resources["server"], server.spec.kind)
+    problems = lead_problems(lead, resources["server"], resources["client"], server.spec.kind)
     if problems:
         raise RecipeError("recipe", problems)
     if lead is not None and server.spec.kind == "local":
@@ -170,13 +178,19 @@ def _placement(job: Job, resources: Resources, server: _Place, notes: list[str])
     if nodes is not None:
         notes.append(f"allocation: the batch job around orch itself, with all that its {nodes} node(s) have")
         return {"allocation": infra.allocation or (outer_part(step_roles(job, resources), nodes),)}
-    if infra.allocation and all(part.cpus is not None for part in infra.allocation):
-        return {}
+    timed = [role for role in step_roles(job, resources) if role not in {"server", "trial"}]
+    notes += [
+        f"{role}: not applicable in one allocation: time, a service runs as long as the allocation"
+        for role in timed
+        if getattr(resources, role).time not in {None, resources.server.time}
+    ]
     argv = server.scheduler.limits_argv()
     answer = server.transport.run(argv, server.scheduler.command_timeout_s) if argv else None
     limits = server.scheduler.parse_limits(answer) if answer is not None else None
     if limits is None:
         notes.append("allocation: how large nodes are is not known, it is taken that everything fits on one")
+    if infra.allocation:
+        return {"allocation": fill_parts(job, resources, limits or {})}
     parts = find_parts(job, resources, server.scheduler, limits or {})
     words = "; ".join(f"{part.nodes} × ({part.cpus} CPUs, {part.gpus} GPUs) for {part_name(part)}" for part in parts)
     notes.append(f"allocation: {words}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestrator.atomic import make_private_dir, write_json
+from orchestrator.atomic import make_private_dir, read_json, write_json
 from orchestrator.compose import Composed, Parts
 from orchestrator.earlier import check_order, find_earlier, wait_for_earlier
 from orchestrator.errors import (
@@ -80,6 +81,7 @@ class Run:
         self._metrics: MetricsSink = parts.make_metrics(self._run, composed.plan.run_id, composed.recipe)
         self._records_s = polling.records_s
         self._lost = False
+        self._taken_at = 0.0
         self._past = past if past is not None and past.started_at is not None else None
         self.outcome = Outcome()
         if self._past is not None and self._past.started_at is not None:
@@ -103,6 +105,7 @@ class Run:
             RunBusyError: another orchestrator looks after the run; nothing was touched.
             OrchError: the run could not be taken over; nothing was touched.
         """
+        self._taken_at = time.time()
         self._lease.take()
         try:
             with self._progress:
@@ -181,7 +184,10 @@ class Run:
             yield
 
     def _begin(self) -> None:
-        self._run.stop_request.unlink(missing_ok=True)
+        request = read_json(self._run.stop_request)
+        if not isinstance(request, dict) or request.get("at", 0.0) < self._taken_at:
+            # It was meant for the orchestrator before.
+            self._run.stop_request.unlink(missing_ok=True)
         make_private_dir(self._run.stages)
         own_job = OwnJob.of_this_process(os.environ)
         facts = {"run_id": self._composed.plan.run_id, "own_job": asdict(own_job) if own_job else None}

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from orchestrator.errors import CommandError, SubmitError, UserError
+from orchestrator.errors import CommandError, LeaseLostError, NoConnectionError, OrchError
 from orchestrator.jobs import JobTracker
 from orchestrator.plan import PlannedJob
 from orchestrator.rundir import RunDir
@@ -83,7 +83,9 @@ class Succession:
         try:
             planned = self._plan_again(job.name, self._jobs.next_generation(job.name))
             successor = self._jobs.submit_successor(planned)
-        except (SubmitError, UserError) as error:
+        except (LeaseLostError, NoConnectionError):
+            raise
+        except OrchError as error:  # the one that serves goes on
             self._note_failure(job.name, f"the successor of {job.name} was not submitted: {error}")
             return
         self._say(f"{job.name}: its wall time ends soon; job {successor.job_id} will take over from {job.job_id}")

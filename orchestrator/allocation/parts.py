@@ -42,13 +42,7 @@ def find_parts(
         scheduler: The server's.
         limits: What is known of its partitions.
     """
-    counts = {"server": 1, "client": 1, "monitoring": _MONITORING_JOBS, "trial": 0}
-    if job.monitoring.mode == "off":
-        counts["monitoring"] = 0
-    if job.hpo is not None:
-        counts["trial"] = job.hpo.parallel_trials
-    roles = step_roles(job, resources)
-    demands = [Demand(role, getattr(resources, role), counts[role]) for role in roles if counts[role]]
+    demands = _demands(job, resources)
     return tuple(
         AllocationPart(
             roles=group.roles,
@@ -59,6 +53,32 @@ def find_parts(
         )
         for group in groups_of(demands, scheduler.components_by, limits)
     )
+
+
+def fill_parts(job: Job, resources: Resources, limits: Mapping[str, PartitionLimits]) -> tuple[AllocationPart, ...]:
+    """Return the parts that the recipe names, with the sizes that it leaves open: large enough for their roles."""
+    filled = []
+    for part in job.infrastructure.allocation:
+        demands = [demand for demand in _demands(job, resources) if demand.role in part.roles]
+        if not demands:
+            filled.append(part)
+            continue
+        (group,) = groups_of(demands, (), limits)
+        found = {name: getattr(group.resources, name) for name in ("nodes", "cpus", "mem_gb", "gpus")}
+        filled.append(
+            part.model_copy(update={name: size for name, size in found.items() if getattr(part, name) is None})
+        )
+    return tuple(filled)
+
+
+def _demands(job: Job, resources: Resources) -> list[Demand]:
+    counts = {"server": 1, "client": 1, "monitoring": _MONITORING_JOBS, "trial": 0}
+    if job.monitoring.mode == "off":
+        counts["monitoring"] = 0
+    if job.hpo is not None:
+        counts["trial"] = job.hpo.parallel_trials
+    roles = step_roles(job, resources)
+    return [Demand(role, getattr(resources, role), counts[role]) for role in roles if counts[role]]
 
 
 def outer_part(roles: tuple[str, ...], nodes: int) -> AllocationPart:
@@ -92,6 +112,10 @@ def placement_problems(job: Job, resources: Resources, scheduler: Scheduler) -> 
     if infra.requeue:
         what = f"goes not with placement {ONE}: all its services would be gone at once"
         problems.append(Problem(f"{_WHERE}.requeue", what, "false, and `orch.py resume`"))
+    own_requeue = [role for role in roles if getattr(resources, role).requeue]
+    if own_requeue and not infra.requeue:
+        what = f"goes not with placement {ONE}: a step is not requeued by itself"
+        problems += [Problem(f"job.resources.{role}.requeue", what, "false") for role in own_requeue]
     named = [role for part in infra.allocation for role in part.roles]
     unknown = sorted(set(named) - set(roles))
     if unknown:
@@ -103,8 +127,9 @@ def placement_problems(job: Job, resources: Resources, scheduler: Scheduler) -> 
         problems.append(Problem(f"{_WHERE}.allocation", f"begins with {named[0]}", "the server's part first"))
     for field in set(_PLACES) - set(scheduler.components_by):
         # Who names none takes the server's.
+        own = getattr(resources.server, field)
         values = {str(value) for role in roles if (value := getattr(getattr(resources, role), field))}
-        if len(values) > 1:
+        if len(values) > 1 or (values and not own):
             what = f"{', '.join(sorted(values))}: one {scheduler.kind} job has one {field}"
             problems.append(Problem(f"job.resources: {field}", what, f"the same {field} for {', '.join(roles)}"))
     return problems

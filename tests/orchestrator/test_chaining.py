@@ -7,7 +7,7 @@ import pytest
 from orchestrator.chaining import jobs_needed, lead_problems
 from orchestrator.recipe.infrastructure import RoleResources
 
-SERVER = RoleResources(time="01:00:00")
+SERVER, LASTING = RoleResources(time="01:00:00"), RoleResources(time="10:00:00")
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,19 @@ SERVER = RoleResources(time="01:00:00")
     ],
 )
 def test_lead_that_cannot_be_kept_is_named(server: RoleResources, lead: str, words: str) -> None:
-    (problem,) = lead_problems(lead, server, "slurm")
+    (problem,) = lead_problems(lead, server, LASTING, "slurm")
     assert words in problem.what
+
+
+def test_client_that_ends_with_the_first_server_is_named() -> None:
+    (problem,) = lead_problems("00:10:00", SERVER, RoleResources(time="01:00:00"), "slurm")
+    assert "the run with it" in problem.what
+    assert "job.resources.client.time" in (problem.remedy or "")
 
 
 @pytest.mark.parametrize(("lead", "kind"), [(None, "slurm"), ("00:10:00", "slurm"), ("02:00:00", "local")])
 def test_lead_that_is_kept_or_does_not_apply_is_no_problem(lead: str | None, kind: str) -> None:
-    assert lead_problems(lead, SERVER, kind) == []
+    assert lead_problems(lead, SERVER, LASTING, kind) == []
 
 
 @pytest.mark.parametrize(
