@@ -235,6 +235,9 @@ class JobTracker:
         if verdict.state.is_final and (job.record is None or not job.record.is_finished):
             # Its first word or its sentinel may have been written between the two looks.
             before = job.record
+            view.is_reachable = view.host.collect([job.planned])
+            if not view.is_reachable:
+                return  # what it said last is not known
             self._read_record(job)
             if job.record != before:
                 self._update(job, view)

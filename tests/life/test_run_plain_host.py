@@ -85,7 +85,8 @@ def test_run_on_a_plain_machine_brings_everything_home(plain_recipe: dict[str, A
     summary = run.json("summary.json")
     assert (summary["state"], summary["error"]) == ("completed", None)
     assert summary["stages"]["benchmark"]["successful"] == 6
-    assert [trial["state"] for trial in summary["stages"]["hpo"]["trials"]] == ["COMPLETE", "COMPLETE"]
+    trials = summary["stages"]["hpo"]["trials"]
+    assert [trial["state"] for trial in trials] == ["COMPLETE"] * 2, [trial.get("cause") for trial in trials]
     far = there(plain_recipe, run)
     assert len(list((run.run_dir / "trials").rglob("results.json"))) == 2
     for lines in (run.run_dir / "trials").rglob("metrics.jsonl"):
@@ -119,7 +120,8 @@ def test_jobs_outlive_orchestrator_connection_and_control_master_and_resume_goes
     resumed = orch(run, "resume")
     assert resumed.returncode == 0, resumed.stderr
     summary = run.json("summary.json")
-    assert [trial["state"] for trial in summary["stages"]["hpo"]["trials"]] == ["COMPLETE", "COMPLETE"]
+    trials = summary["stages"]["hpo"]["trials"]
+    assert [trial["state"] for trial in trials] == ["COMPLETE"] * 2, [trial.get("cause") for trial in trials]
     assert not list((far / "scripts").glob("*-r2.sh"))
     assert processes_with(str(far)) == []
 
@@ -140,7 +142,8 @@ def test_run_on_a_plain_machine_whose_connection_is_cut_loses_nothing(
     assert run.stderr.count("it is asked again until it answers") == 1
     assert run.stderr.count("box answers again") == 1
     summary = run.json("summary.json")
-    assert [trial["state"] for trial in summary["stages"]["hpo"]["trials"]] == ["COMPLETE", "COMPLETE"]
+    trials = summary["stages"]["hpo"]["trials"]
+    assert [trial["state"] for trial in trials] == ["COMPLETE"] * 2, [trial.get("cause") for trial in trials]
     assert not list((far / "scripts").glob("*-r2.sh"))
     for lines in (run.run_dir / "trials").rglob("metrics.jsonl"):
         epochs = [json.loads(line)["epoch"] for line in lines.read_text().splitlines()]
@@ -177,7 +180,7 @@ def test_clean_asks_the_plain_machine_what_lives_there(
     assert orch(run, "stop").returncode == 0
     gone = orch(run, *clean)
     assert gone.returncode == 0, gone.stderr
-    assert not there(plain_recipe, run).exists()
+    assert not there(plain_recipe, run).exists(), gone.stdout + gone.stderr
 
 
 def test_dry_run_on_a_plain_machine_asks_it_for_its_size_and_brings_nothing_there(

@@ -211,7 +211,10 @@ def test_cancelled_allocation_leaves_no_step_running(allocation: Allocation) -> 
     subprocess.run(["scancel", allocation.job_id], check=True, timeout=30)
     allocation.wait(one="CANCELLED", two="PENDING")
     assert allocation.record("one")["state"] == "finished"
-    assert "waits for a new start of the allocation" in allocation.steps()["two"]["reason"]
+    deadline = time.monotonic() + 30
+    while "waits for a new start of the allocation" not in allocation.steps()["two"]["reason"]:
+        assert time.monotonic() < deadline, allocation.steps()["two"]
+        time.sleep(0.2)
 
 
 def test_broker_killed_outright_has_its_steps_lost_at_once(allocation: Allocation) -> None:

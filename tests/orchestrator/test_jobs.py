@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from orchestrator import jobs as jobs_module
 from orchestrator import submission as submission_module
 from orchestrator.atomic import write_json
 from orchestrator.errors import CannotStartError, CommandError, JobFailedError, SubmitError
+from orchestrator.hosts import Hosts, ThisMachine
 from orchestrator.interrupts import Interrupts, TerminatedError
 from orchestrator.jobs import JobTracker
 from orchestrator.ledger import Ledger
@@ -23,6 +24,7 @@ from orchestrator.recipe.infrastructure import Polling
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
 from orchestrator.tracked import TrackedJob
+from orchestrator.transports import LocalTransport
 from tests.builders import ProgramFolder, hosts_here, planned_service, slurm_scheduler
 
 QUEUE = 'cat "$(dirname "$0")/queue" 2>/dev/null || true'
@@ -601,3 +603,26 @@ def test_submissions_keep_their_pace(cluster: Cluster) -> None:
         planned = PlannedJob(**{**vars(cluster.planned), "name": f"t{number}", "token": f"token-{number}"})
         tracker.submit(planned)
     assert time.monotonic() - began >= 0.6
+
+
+def test_last_word_that_a_host_had_when_the_scheduler_told_of_the_end_is_fetched(cluster: Cluster) -> None:
+    class Far(ThisMachine):
+        """Its records are brought here by collect() alone; the job writes its last one after the first look."""
+
+        looks = 0
+
+        def collect(self, jobs: Sequence[PlannedJob]) -> bool:
+            self.looks += 1
+            if self.looks == 1:
+                cluster.says("running")
+            else:
+                cluster.says("finished", reason="exited", exit_code=0)
+            return True
+
+    host = Far(slurm_scheduler(), LocalTransport(), cluster.run)
+    polling = Polling.model_construct(scheduler_s=0.0, records_s=0.01, metrics_s=1.0, submits_per_s=1000.0)
+    tracker = JobTracker(cluster.run, cluster.ledger, Hosts([host]), polling)
+    job = tracker.submit(cluster.planned)
+    cluster.listed("COMPLETED")
+    tracker.poll()
+    assert (job.state, host.looks) == (JobState.COMPLETED, 2)
