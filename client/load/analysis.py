@@ -25,6 +25,8 @@ _MIN_TRIMMED = 50
 _BATCHES = 20
 # A load that is over sooner has no time to wait for anything.
 _MIN_BUSY_S = 0.5
+# Requests that are in flight together end together: a rate has no interval before so many rounds of them.
+_ROUNDS_FOR_RATES = 10
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def analyse(measurement: Measurement, options: Options = DEFAULTS) -> Analysis:
         intervals={
             name: interval
             for name, values in told.items()
-            if (interval := interval_of(values, options.confidence)) is not None
+            if (not name.endswith("_per_s") or len(columns) >= _ROUNDS_FOR_RATES * max_in_flight(columns))
+            and (interval := interval_of(values, options.confidence)) is not None
         },
     )
     return Analysis(figures, columns, replicates.values | told)

@@ -106,6 +106,8 @@ def _sections(summary: Summary, pictures: Sequence[Picture], errors: Sequence[st
         sections.append(_section("Sweep", _points_table(summary)))
     sections.append(_section("Latency", _latency_table(summary)))
     sections.append(_section("Load and client", _facts(_load_facts(summary))))
+    if summary.about.get("server_side"):
+        sections.append(_section("By the server's own metrics", _facts(_server_facts(summary.about["server_side"]))))
     if summary.repeats:
         sections.append(_section("Repeats", _repeats_table(summary)))
     if summary.failed:
@@ -298,7 +300,28 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 
 def _about(about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(_clean(name).capitalize(), _clean(value)) for name, value in about.items() if value is not None]
+    shown = {name: value for name, value in about.items() if value is not None and name != "server_side"}
+    return [
+        (_clean(name).replace("_", " ").capitalize(), _clean("; ".join(value) if isinstance(value, list) else value))
+        for name, value in shown.items()
+        if value != []
+    ]
+
+
+def _server_facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the server said of itself."""
+    facts = []
+    for name, value in told.items():
+        label = _clean(name).replace("_", " ").capitalize()
+        if not isinstance(value, Mapping):
+            facts.append((label, _number(float(value))))
+        elif "samples" in value:
+            facts.append((label, f"mean {_number(float(value['mean']))}, at most {_number(float(value['max']))}"))
+        else:
+            bound = value.get("p50_at_most")
+            median = f", median at most {_number(1000 * float(bound))} ms" if bound is not None else ""
+            facts.append((label.removesuffix(" s"), f"mean {_number(1000 * float(value['mean']))} ms{median}"))
+    return facts
 
 
 def _cell(value: float | None, interval: Interval | None = None) -> str:

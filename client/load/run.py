@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,9 @@ class _Worker:
     plan: Plan
     shard: int
     buffer: bytes = b""
+    is_ready: bool = False
     is_warm: bool = False
     report: WorkerReport | None = None
-    lines: list[str] = field(default_factory=list)
 
     @property
     def hears_from(self) -> int:
@@ -92,7 +92,9 @@ class _Worker:
         *lines, self.buffer = (self.buffer + data).split(b"\n")
         for line in lines:
             word, _, rest = line.partition(b" ")
-            if word == b"warm":
+            if word == b"ready":
+                self.is_ready = True
+            elif word == b"warm":
                 self.is_warm = True
             elif word == b"done":
                 self.report = msgspec.json.decode(rest, type=WorkerReport)
@@ -186,6 +188,8 @@ class _Measuring:
                     if deadline is None:
                         raise WorkerDiedError(worker.shard, worker.process.wait(), _last_words(worker))
                     del left[pipe]
+            if not self._start_s and all(worker.is_ready for worker in self._workers):
+                self._start_s = time.monotonic() - self._began_s
             if not self._zero_s and all(worker.is_warm for worker in self._workers):
                 self._go()
             self._tell(self._progress())
@@ -194,7 +198,6 @@ class _Measuring:
     def _go(self) -> None:
         self._zero_s = time.monotonic() + START_DELAY_S
         self._started_at = time.time() + START_DELAY_S
-        self._start_s = time.monotonic() - self._began_s
         for worker in self._workers:
             worker.tell(f"go {self._zero_s!r}")
         self._on_start(self._started_at, self._zero_s)

@@ -1,7 +1,7 @@
 """A worker process of the load engine: ``python -m client.load.worker``.
 
 It speaks with its parent in lines: a Plan in JSON on standard input, then ``go SECONDS`` (of the monotonic clock) or
-``cancel``; on standard output ``warm``, then ``done`` with what it has seen of itself. A closed input means that the
+``cancel``; on standard output ``ready``, ``warm``, then ``done`` with what it has seen of itself. A closed input means that the
 parent is gone. Nothing is said while load is put on: the parent reads progress in the files of rows.
 """
 
@@ -90,6 +90,7 @@ def _obey(start: asyncio.Future[float], job: asyncio.Task[None], loop: asyncio.A
 
 async def _measure(driver: Driver, start: asyncio.Future[float]) -> None:
     await driver.prepare()
+    _say("ready")
     await driver.warm_up()
     _say("warm")
     zero_s = await start
