@@ -152,7 +152,9 @@ def _add_benchmarks(app: Flask, settings: ServiceSettings, benchmarks: Benchmark
         if body.background:
             status_url = f"/benchmark/{benchmark_id}"
             state = _status(benchmarks, benchmark_id)["state"]
-            return jsonify({"id": benchmark_id, "status_url": status_url, "state": state}), 202
+            answer = jsonify({"id": benchmark_id, "status_url": status_url, "state": state})
+            answer.headers["Location"] = status_url
+            return answer, 202
         return _await_result(benchmarks, benchmark_id)
 
     @app.get("/benchmark/<benchmark_id>")

@@ -28,6 +28,7 @@ _BENCHMARK_FIELDS = (
     "ignore_eos",
     "request_timeout_s",
     "warmup_requests",
+    "async",
     "background",
     "id",
     "keep_responses",
@@ -157,7 +158,8 @@ def read_benchmark(document: object, defaults: QueryDefaults) -> BenchmarkBody:
     """
     reader = FieldReader(document, _BENCHMARK_FIELDS)
     timeout_s = reader.number("request_timeout_s", 0.001, MAX_TIMEOUT_S, defaults.request_timeout_s)
-    background = reader.boolean("background", False)
+    # The same under two names: "async" is the field's word for it.
+    background = reader.boolean("async", reader.boolean("background", False))
     body = BenchmarkBody(
         query=_read_sampling(
             reader,

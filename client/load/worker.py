@@ -1,8 +1,8 @@
 """A worker process of the load engine: ``python -m client.load.worker``.
 
 It speaks with its parent in lines: a Plan in JSON on standard input, then ``go SECONDS`` (of the monotonic clock) or
-``cancel``; on standard output ``ready``, ``warm``, then ``done`` with what it has seen of itself. A closed input means that the
-parent is gone. Nothing is said while load is put on: the parent reads progress in the files of rows.
+``cancel``; on standard output ``ready``, ``warm``, then ``done`` with what it has seen of itself. A closed input means
+that the parent is gone. Nothing is said while load is put on: the parent reads progress in the files of rows.
 """
 
 from __future__ import annotations

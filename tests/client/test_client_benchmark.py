@@ -82,6 +82,12 @@ def test_benchmark_no_usage_says_that_chunks_were_counted(http: FlaskClient, fak
     assert "no usage" in result["notes"][0]
 
 
+def test_benchmark_async_is_accepted_with_a_location(http: FlaskClient) -> None:
+    answer = http.post("/benchmark", json={**BODY, "async": True, "id": "later"})
+    assert (answer.status_code, answer.headers["Location"]) == (202, "/benchmark/later")
+    assert http.post("/benchmark", json={**BODY, "async": "yes"}).status_code in {400, 422}
+
+
 def test_benchmark_background_shows_progress_then_result(http: FlaskClient, fake: FakeServer) -> None:
     fake.behaviour = Behaviour(n_tokens=3, token_delay_s=0.1)
     answer = http.post("/benchmark", json={**BODY, "background": True})
