@@ -17,6 +17,7 @@ from client.load.figures import metrics_of
 from client.load.payloads import encode_requests
 from client.load.repeats import combine
 from client.load.report import write_report
+from client.load.rows import MEASURED
 from client.load.run import Measurement, Progress, measure, scratch
 from client.load.saturation import LoadKind, Point, RateSearch, find_capacity, find_knee, point_of
 from client.load.self_check import client_adds_ms
@@ -27,8 +28,8 @@ from client.load.spec import Conversation, Prompt, Sampling, Server
 from client.load.validity import Limits, invalid_reasons
 
 MAX_ERRORS_TOLD = 20
-# Where the search for the highest good rate begins, as a share of what one client alone gets done.
-FIRST_RATE = 1.0
+# Texts joined of pieces may be cut into tokens in other ways than they were made.
+_TOKENS_DIFFER = 0.02
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Bench:
         loads: One for a single measurement, several for a sweep.
         finds_capacity: Search the highest rate that meets ``slos``, from the first of ``loads`` on.
         requests: Of each measurement; None for as many as fit into ``duration_s``.
+        count_answer: Counts the tokens of generated texts, which are then kept, against the server's own count.
         about: For the summary; no secrets.
     """
 
@@ -80,6 +82,7 @@ class Bench:
     limits: Limits = field(default_factory=Limits)
     warmup_s: float = 0.0
     cooldown_s: float = 0.0
+    count_answer: Callable[[str], int] | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     def shape(self, load: float, repeat: int = 0) -> Shape:
@@ -226,8 +229,32 @@ def _conclude(bench: Bench, told: Sequence[Told], adds_ms: float | None) -> Outc
         more["repeats"] = combine([metrics_of(item.analysis.figures) for item in told])
     reasons = list(dict.fromkeys(reason for item in told for reason in item.reasons)) if not is_sweep else main.reasons
     about = {**bench.about, "server_side": main.server, "numpy": np.__version__}
+    if bench.count_answer is not None:
+        about["token_check"], doubts = check_tokens(main.measurement, bench.count_answer)
+        reasons = [*reasons, *doubts]
     summary = summarise(main.analysis.figures, main.measurement.started_at, reasons, about, **more)
     return Outcome(summary, tuple(told), main)
+
+
+def check_tokens(seen: Measurement, count: Callable[[str], int]) -> tuple[dict[str, int], list[str]]:
+    """Return how the server's counts of output tokens compare with a tokenizer's, and why they are to be doubted.
+
+    An end mark that is generated and not shown counts with the server: one token of an answer is no difference.
+    """
+    texts = {note["index"]: note.get("text", "") + note.get("reasoning", "") for note in seen.notes if "text" in note}
+    told = [(int(row["usage_tokens"]), count(texts[row["index"]])) for row in _counted(seen) if row["index"] in texts]
+    by_server, by_tokenizer = sum(pair[0] for pair in told), sum(pair[1] for pair in told)
+    differing = sum(abs(server - own) > 1 for server, own in told)
+    figures = {"requests": len(told), "server": by_server, "tokenizer": by_tokenizer, "differing": differing}
+    if abs(by_server - by_tokenizer) - len(told) > _TOKENS_DIFFER * by_tokenizer:
+        words = f"the server counts {by_server} output tokens where the tokenizer counts {by_tokenizer}"
+        return figures, [f"{words}, in {differing} of {len(told)} answers by more than one"]
+    return figures, []
+
+
+def _counted(seen: Measurement) -> Any:
+    rows = seen.rows
+    return rows[(rows["phase"] == MEASURED) & (rows["error"] < 0) & (rows["usage_tokens"] >= 0)]
 
 
 def _main(told: Sequence[Told], knee: float | None, good: float | None) -> Told:

@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     verdict = made.add_argument_group("verdict and results")
     verdict.add_argument("--slo", metavar="TERMS", help="such as 'ttft_ms<=200,itl_ms<=20'")
     verdict.add_argument("--max-failed-share", type=float, default=0.0, metavar="X", help="of requests (0)")
+    verdict.add_argument("--check-tokens", action="store_true", help="count answers with --tokenizer too")
     verdict.add_argument("--no-self-check", action="store_true", help="do not measure what the client adds")
     verdict.add_argument("--output", type=Path, metavar="DIR", help="folder of the results; a new one in output/bench")
     verdict.add_argument("--cache", type=Path, default=PROJECT / "output" / "cache", metavar="DIR", help="of data sets")
@@ -155,6 +156,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         max_failed_share=options.max_failed_share,
         keeps_text=options.keep_responses,
         has_self_check=not options.no_self_check,
+        checks_tokens=options.check_tokens,
     )
 
 

@@ -92,6 +92,7 @@ class Wanted:
     max_failed_share: float = 0.0
     keeps_text: bool = False
     has_self_check: bool = True
+    checks_tokens: bool = False
 
 
 def make_bench(wanted: Wanted) -> Bench:
@@ -132,7 +133,8 @@ def make_bench(wanted: Wanted) -> Bench:
         duration_s=wanted.duration_s,
         arrivals=Arrivals(wanted.arrivals, wanted.burstiness, fixed),
         ramp_s=wanted.ramp_s,
-        how=How(wanted.warmup, wanted.timeout_s, wanted.keeps_text),
+        how=How(wanted.warmup, wanted.timeout_s, wanted.keeps_text or wanted.checks_tokens),
+        count_answer=_counter(wanted).count_answer if wanted.checks_tokens else None,
         processes=wanted.processes,
         seed=wanted.seed,
         repeats=wanted.repeats,
@@ -161,6 +163,8 @@ def _check(wanted: Wanted) -> None:
         raise WorkloadError(f"{' and '.join(given)}: one source of prompts at a time")
     if given and wanted.input_tokens is not None:
         raise WorkloadError(f"--input-tokens makes synthetic prompts; {given[0]} brings its own")
+    if wanted.checks_tokens and wanted.tokenizer is None:
+        raise WorkloadError("--check-tokens counts with the model's tokenizer: give --tokenizer DIR")
     if wanted.shared_prefixes is not None and wanted.input_tokens is None:
         raise WorkloadError("--shared-prefixes needs --input-tokens: how long the rest of each prompt is")
     for load in wanted.loads:
