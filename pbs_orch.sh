@@ -32,7 +32,12 @@ find_python() {
 # Submits this file; arguments: the recipe, flags of orch.py.
 submit() {
   here=$(cd "$(dirname "$0")" && pwd)
-  export RECIPE=$1 ORCH_FLAGS="${*:2}" ORCH_PROJECT=${ORCH_PROJECT:-$here}
+  export ORCH_PROJECT=${ORCH_PROJECT:-$here}
+  find_python "$ORCH_PROJECT"
+  # What is `latest` now may not be when the job starts.
+  words=$("$python" "$ORCH_PROJECT/orch.py" after --scheduler pbs --in-place "$@")
+  eval "set -- $words"
+  export RECIPE=$1 ORCH_FLAGS="${*:2}"
   # Other characters would have to survive qsub's own quoting of variables.
   for word in "${@:2}"; do
     if [[ ! $word =~ ^[A-Za-z0-9_@%+=:./-]+$ ]]; then
@@ -40,7 +45,6 @@ submit() {
       exit 2
     fi
   done
-  find_python "$ORCH_PROJECT"
   after=$("$python" "$ORCH_PROJECT/orch.py" after --scheduler pbs "$@")
   read -ra dependency <<<"$after"
   names=RECIPE,ORCH_PROJECT
@@ -71,6 +75,8 @@ fi
 for name in $(compgen -e | grep -E '^PBS_'); do
   export "ORCH_OUTER_$name=${!name}"
 done
+# Steps end with this process, which becomes orch's.
+export ORCH_BATCH_PID=$$
 # Jobs that orch submits must not inherit this job's variables; those that stay say how to reach the server.
 for name in $(compgen -e | grep -E '^(PBS_.*|RECIPE|ORCH_FLAGS)$' | grep -vE '^PBS_(CONF_FILE|EXEC|SERVER|DEFAULT)$'); do
   unset "$name"

@@ -6,12 +6,13 @@
 #SBATCH --mem=4G
 #SBATCH --output=orch_%j.out
 #SBATCH --signal=B:TERM@60
+#SBATCH --no-requeue
 #
 # The front door as a batch job:
 #   ./slurm_orch.sh recipe.json [orch.py's flags]                            submits itself, after the runs of job.after
 #   sbatch [sbatch's options] slurm_orch.sh recipe.json [orch.py's flags]    the same by hand
 # Options of sbatch for the first form (--time, --partition, --account …) go into ORCH_SBATCH_OPTIONS; its wall time is
-# otherwise the partition's default.
+# otherwise the partition's default. --no-requeue: a second start of this job would begin a second run of the recipe.
 # Slurm runs a copy of this file from its spool folder, so the project is found by where sbatch was called.
 set -eu
 if [ "$#" -eq 0 ]; then
@@ -33,6 +34,9 @@ submit() {
   here=$(cd "$(dirname "$0")" && pwd)
   export ORCH_PROJECT=${ORCH_PROJECT:-$here}
   find_python "$ORCH_PROJECT"
+  # What is `latest` now may not be when the job starts.
+  words=$("$python" "$ORCH_PROJECT/orch.py" after --scheduler slurm --in-place "$@")
+  eval "set -- $words"
   after=$("$python" "$ORCH_PROJECT/orch.py" after --scheduler slurm "$@")
   read -ra dependency <<<"$after"
   read -ra options <<<"${ORCH_SBATCH_OPTIONS:-}"
@@ -58,6 +62,8 @@ fi
 for name in $(compgen -e | grep -E '^SLURM_'); do
   export "ORCH_OUTER_$name=${!name}"
 done
+# Steps end with the batch script's process: this one, or that of a script that calls this one.
+export ORCH_BATCH_PID=${SLURM_TASK_PID:-$$}
 # Jobs that orch submits must not inherit this job's variables; SLURM_CONF says how to reach the controller.
 for name in $(compgen -e | grep -E '^(SLURM|SBATCH|SQUEUE|SCANCEL|SINFO)_' | grep -vE '^(SLURM_CONF|SLURM_JWT)$'); do
   unset "$name"

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__, commands
+from orchestrator.allocation.within import refuse_keep
 from orchestrator.compose import Composed, Parts, Request, compose, load, reopen, saved_recipe
-from orchestrator.dependency import KINDS, dependency_words, record_queued, scheduler_of
+from orchestrator.dependency import dependency_words, record_queued, words_of_after
 from orchestrator.earlier import find_earlier, with_earlier
 from orchestrator.environment import commands as environment
 from orchestrator.errors import OrchError, StorageError, UserError
@@ -25,11 +27,13 @@ from orchestrator.hosts import PROJECT
 from orchestrator.interrupts import Interrupts
 from orchestrator.plan_view import show_plan
 from orchestrator.progress import elapsed, make_progress
+from orchestrator.queued_job import KINDS, scheduler_of
 from orchestrator.recipe.schema import recipe_schema_text
 from orchestrator.run import Run
 from orchestrator.rundir import LATEST, RunDir, find_run
 from orchestrator.sitecheck import commands as sitecheck
 from orchestrator.space import commands as space
+from orchestrator.start_guard import check_not_withdrawn, check_resume_name, check_start
 from orchestrator.summary import Outcome, headline
 from orchestrator.transports import LocalTransport
 from orchestrator.transports.ways import close_ways
@@ -50,7 +54,7 @@ commands (RUN is 'latest' if not given):
   orch.py stop [RUN]              end a run's jobs, kept services included
   orch.py resume [RUN]            go on with what is missing; start a dry run
   orch.py report [RUN]            write the report anew, print the main figures
-  orch.py bench URL --model NAME  measure any OpenAI- or Ollama-compatible server
+  orch.py bench URL --model NAME  measure an OpenAI- or Ollama-compatible server
   orch.py compare A B [...]       compare benchmarks; --fail-on is a gate for CI
   orch.py after RECIPE            print job.after as an option of sbatch or qsub
 """
@@ -138,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     after = subparsers.add_parser("after", parents=[common], help="print the option that orders batch jobs")
     after.add_argument("--scheduler", choices=KINDS, default=None, help="what takes the batch job; found if not given")
     after.add_argument("--submitted", metavar="ID", default=None, help="the batch job is in the queue: record its id")
+    after.add_argument(
+        "--in-place", action="store_true", help="print RECIPE … for a shell, with directories in place of `latest`"
+    )
     after.add_argument("words", nargs=argparse.REMAINDER, metavar="RECIPE …", help="what follows orch.py in that job")
     space.add_commands(subparsers, [common, as_json, folder])
     sitecheck.add_commands(subparsers, [common, as_json, folder], common)
@@ -196,14 +203,19 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _after(arguments: argparse.Namespace) -> int:
-    """Print the words of the option on one line, or nothing."""
+    """Print the words of the option on one line, or nothing; with --in-place, the words that the job is to have."""
     inner = _parser().parse_args(_with_command(arguments.words))
     is_started = inner.command == "resume" or (inner.command == "run" and not inner.dry_run)
     if not is_started:
+        if arguments.in_place:
+            print(shlex.join(arguments.words))  # noqa: T201
         return 0
     output_dir: Path = inner.output_dir or PROJECT / "output"
     scheduler = scheduler_of(arguments.scheduler)
     run = find_run(output_dir, inner.run) if inner.command == "resume" else None
+    if arguments.in_place:
+        print(shlex.join(_in_place(arguments.words, inner, run, output_dir)))  # noqa: T201
+        return 0
     if arguments.submitted is not None:
         # A run that the job itself is to make has no directory yet.
         if run is not None:
@@ -220,12 +232,29 @@ def _after(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _in_place(words: list[str], inner: argparse.Namespace, run: RunDir | None, output_dir: Path) -> list[str]:
+    """Return ``words`` so that they mean the same when a batch job starts: `latest` may be another run by then."""
+    if run is None:
+        return [*words, *words_of_after(load(_request(inner))[0].job.after, output_dir)]
+    root = str(run.root)
+    for position, word in enumerate(words):
+        # The parser alone knows which word is the run, and which the value of an option.
+        tried = [*words[:position], root, *words[position + 1 :]]
+        if position and word == inner.run and _parser().parse_args(tried).run == root:
+            return tried
+    return [words[0], root, *words[1:]]
+
+
 def _run(arguments: argparse.Namespace, parts: Parts) -> int:
     transport = LocalTransport()
+    if not arguments.dry_run:
+        check_start(_request(arguments), arguments.output_dir or PROJECT / "output")
     os.umask(0o077)
     _check_output_dir(arguments.output_dir or PROJECT / "output")
     composed = compose(_request(arguments), parts, transport, is_plan_only=arguments.dry_run)
     composed = with_earlier(composed, is_plan_only=arguments.dry_run)
+    if arguments.keep and not arguments.dry_run:
+        refuse_keep(composed.allocation_host)
     _write(composed)
     plan = composed.plan
     if arguments.dry_run:
@@ -270,12 +299,17 @@ def _write(composed: Composed) -> None:
 
 
 def _resume(run: RunDir, arguments: argparse.Namespace, parts: Parts) -> int:
+    check_resume_name(arguments.run)
     past = run_state(run)
+    check_not_withdrawn(past)
     if past.state == "completed":
         print(f"{run.root.name} was completed: nothing is missing.", file=sys.stderr)  # noqa: T201
         return commands.show_report(run, arguments.json)
     os.umask(0o077)
-    return _execute(reopen(run, parts), parts, arguments, past)
+    composed = reopen(run, parts)
+    if arguments.keep:
+        refuse_keep(composed.allocation_host)
+    return _execute(composed, parts, arguments, past)
 
 
 def _execute(composed: Composed, parts: Parts, arguments: argparse.Namespace, past: RunState | None) -> int:

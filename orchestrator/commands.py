@@ -20,11 +20,12 @@ from orchestrator.hosts import Host, open_hosts
 from orchestrator.jobs import JobTracker
 from orchestrator.logs import CHUNK_BYTES, LOOK_EVERY_S, ReadLogs, follow, log_candidates, log_paths
 from orchestrator.progress import elapsed
+from orchestrator.queued_job import OwnJobs, Whereabouts
 from orchestrator.recipe.hosts import HERE
 from orchestrator.report import write_report
 from orchestrator.rundir import RunDir, iter_runs
 from orchestrator.summary import headline
-from orchestrator.transports import FileContent
+from orchestrator.transports import FileContent, LocalTransport
 from orchestrator.transports.ways import can_ask
 
 # One command over SSH each time.
@@ -34,13 +35,14 @@ LOOK_THERE_EVERY_S = 1.0
 def list_runs(output_dir: Path, as_json: bool) -> int:
     """Print one line for each run, oldest first."""
     states = []
+    queues = OwnJobs(LocalTransport())
     for run in iter_runs(output_dir):
         try:
             states.append(run_state(run))
         except RunNotFoundError as error:
             print(f"orch: left out: {error}", file=sys.stderr)  # noqa: T201
     if as_json:
-        _print_json({"runs": [_state_json(state) for state in states]})
+        _print_json({"runs": [_state_json(state, queues) for state in states]})
         return 0
     if not states:
         print(f"No runs in {output_dir}.")  # noqa: T201
@@ -50,7 +52,7 @@ def list_runs(output_dir: Path, as_json: bool) -> int:
         table.add_column(name, no_wrap=name != "run", overflow="fold")
     for state in states:
         started = time.strftime("%m-%d %H:%M", time.localtime(state.started_at)) if state.started_at else "-"
-        table.add_row(state.run.root.name, state.scheduler, _short_state(state), started, _took(state))
+        table.add_row(state.run.root.name, state.scheduler, _short_state(state, queues), started, _took(state))
     Console(markup=False).print(table)
     return 0
 
@@ -59,6 +61,7 @@ def show_status(run: RunDir, as_json: bool) -> int:
     """Print the state of a run and of each of its jobs."""
     state, tracker = run_state(run), tracker_of(run)
     tracker.poll()
+    queues = OwnJobs(LocalTransport())
     jobs = [
         {
             "name": job.name,
@@ -71,11 +74,11 @@ def show_status(run: RunDir, as_json: bool) -> int:
         for job in tracker.jobs
     ]
     if as_json:
-        _print_json({**_state_json(state), "jobs": jobs})
+        _print_json({**_state_json(state, queues), "jobs": jobs})
         return 0
     console = Console(markup=False)
     console.print(f"{run.root}", soft_wrap=True)
-    console.print(f"{_state_text(state)} on {state.scheduler}, {_took(state)}")
+    console.print(f"{_state_text(state, queues)} on {state.scheduler}, {_took(state)}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("job", "state", "id", "node"):
         table.add_column(name, no_wrap=True)
@@ -193,23 +196,30 @@ def _url(run: RunDir, service: str) -> str | None:
     return record.get("url") if isinstance(record, dict) else None
 
 
-def _state_text(state: RunState) -> str:
+def _state_text(state: RunState, queues: OwnJobs) -> str:
     if state.waits_for:
         return f"{state.state}, waiting for {', '.join(Path(root).name for root in state.waits_for)}"
     if state.own_job is not None and state.state != "running":
-        return f"{state.state}, submitted as batch job {state.own_job.job_id}"
+        job_id = state.own_job.job_id
+        told = {
+            Whereabouts.LISTED: f"submitted as batch job {job_id}",
+            Whereabouts.GONE: f"batch job {job_id} is gone from the queue",
+            Whereabouts.UNKNOWN: f"submitted as batch job {job_id}, which cannot be asked about now",
+        }
+        return f"{state.state}, {told[queues.whereabouts(state.own_job)]}"
     return f"{state.state}, services kept" if state.kept else state.state
 
 
-def _short_state(state: RunState) -> str:
+def _short_state(state: RunState, queues: OwnJobs) -> str:
     """Return _state_text with ids in place of runs' names, which would take the room of the other columns."""
     if state.waits_for:
         plans = [(root, read_json(RunDir(Path(root)).plan)) for root in state.waits_for]
         ids = [plan["run_id"] if isinstance(plan, dict) else Path(root).name for root, plan in plans]
         return f"waiting for {', '.join(ids)}"
     if state.own_job is not None and state.state != "running":
-        return f"{state.state}, job {state.own_job.job_id}"
-    return _state_text(state)
+        told = {Whereabouts.LISTED: "", Whereabouts.GONE: " gone", Whereabouts.UNKNOWN: "?"}
+        return f"{state.state}, job {state.own_job.job_id}{told[queues.whereabouts(state.own_job)]}"
+    return _state_text(state, queues)
 
 
 def _took(state: RunState) -> str:
@@ -220,7 +230,8 @@ def _took(state: RunState) -> str:
     return elapsed((state.finished_at or time.time()) - state.started_at)
 
 
-def _state_json(state: RunState) -> dict[str, Any]:
+def _state_json(state: RunState, queues: OwnJobs) -> dict[str, Any]:
+    job = state.own_job if state.state != "running" else None
     return {
         "run_dir": str(state.run.root),
         "name": state.name,
@@ -230,6 +241,7 @@ def _state_json(state: RunState) -> dict[str, Any]:
         "finished_at": state.finished_at,
         "kept": state.kept,
         "waits_for": list(state.waits_for),
+        "queued_as": {"job_id": job.job_id, "whereabouts": queues.whereabouts(job)} if job else None,
     }
 
 

@@ -10,13 +10,14 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.allocation.broker import Broker
+from orchestrator.allocation.again import FOUND, check_is_over, was_submitted, with_parts_for
+from orchestrator.allocation.broker import ALLOCATION, Broker
 from orchestrator.allocation.contexts import in_one_allocation
 from orchestrator.allocation.within import WITHIN
 from orchestrator.arrays import PlannedArray, plan_array
@@ -83,6 +84,12 @@ class Composed:
     services: tuple[Service, ...]
     stages: tuple[Stage, ...]
 
+    @property
+    def allocation_host(self) -> str | None:
+        """Where a further allocation of the run is asked for; None if its jobs are no steps of one."""
+        context = self.contexts.get("allocation")
+        return None if context is None else context.host
+
     def plan_job(self, draft: JobDraft, generation: int) -> PlannedJob:
         """Return a further job of the run; see plan.plan_job."""
         return _plan_at_its_host(draft, self.contexts, self.hosts, generation)
@@ -108,8 +115,10 @@ class Composed:
             StorageError: the script could not be written.
         """
         service = next(service for service in self.services if service.name == name)
-        draft = service.draft(self.contexts[service.role])
-        planned = self.plan_job(draft, generation)
+        context = self.contexts[service.role]
+        planned = self.plan_job(service.draft(context), generation)
+        if isinstance(service, Broker):
+            _write_files(service.config(context), context)
         planned.write()
         return planned
 
@@ -131,9 +140,13 @@ class Composed:
             raise StorageError(run.supervisor, error) from error
         for service in self.services:
             context = self.contexts[service.role]
-            for path, text in service.files(context).items():
-                write_text(context.home.root / path.relative_to(context.run.root), text)
+            _write_files(service.files(context), context)
         self.plan.write()
+
+
+def _write_files(files: Mapping[Path, str], context: PlanContext) -> None:
+    for path, text in files.items():
+        write_text(context.home.root / path.relative_to(context.run.root), text)
 
 
 def compose(request: Request, parts: Parts, transport: Transport, is_plan_only: bool = False) -> Composed:
@@ -182,7 +195,9 @@ def compose(request: Request, parts: Parts, transport: Transport, is_plan_only: 
         forecast=make_forecast(job, jobs, trial, cache, places),
         array=array,
     )
-    recorded = resolved.recipe.model_copy(update={"provenance": _provenance(resolved.recipe, run_id)})
+    is_found = bool(job.infrastructure.allocation) and not recipe.job.infrastructure.allocation
+    provenance = {**_provenance(resolved.recipe, run_id), **({FOUND: ["allocation"]} if is_found else {})}
+    recorded = resolved.recipe.model_copy(update={"provenance": provenance})
     return Composed(recorded, hosts, plan, contexts, tuple(services), stages)
 
 
@@ -289,6 +304,15 @@ def reopen(run: RunDir, parts: Parts) -> Composed:
     for host in hosts:
         # Before anything is looked for there: it may have to ask for a second factor.
         host.transport.open(interactive=can_ask())
+    was_at = next((job.host for job in plan.jobs if job.name == ALLOCATION), None)
+    is_at = contexts["allocation"].host if was_at is not None else None
+    if is_at not in {None, WITHIN}:
+        check_is_over(run)
+    has_moved = is_at != was_at
+    if has_moved:
+        recipe = with_parts_for(recipe, hosts[recipe.job.resources.server.host or HERE], os.environ)
+        hosts = open_hosts(recipe, run)
+        contexts = _contexts(recipe, hosts, run, plan.run_id, plan.cache)
     services, notes = services_of(parts, contexts, hosts)
     gone = {job.name for job in plan.jobs} - {service.name for service in services}
     if gone:
@@ -298,7 +322,30 @@ def reopen(run: RunDir, parts: Parts) -> Composed:
         )
     stages = tuple(stage for stage in parts.stages if stage.is_wanted(recipe))
     _check([*services, *stages], contexts, is_plan_only=False)
-    return Composed(recipe, hosts, plan, contexts, tuple(services), stages)
+    composed = Composed(recipe, hosts, plan, contexts, tuple(services), stages)
+    # One that was submitted is looked for as it was; its next submission is planned for where orch is now.
+    return _planned_where_we_are(composed) if has_moved and not was_submitted(run) else composed
+
+
+def _planned_where_we_are(composed: Composed) -> Composed:
+    """Return a run that was only planned, with an allocation for this side of the batch job, written down.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    plan, recipe, run = composed.plan, composed.recipe, composed.plan.run
+    allocation = composed.plan_service_again(ALLOCATION, generation=1)
+    jobs = tuple(allocation if job.name == ALLOCATION else job for job in plan.jobs)
+    places = {host.name: Place(host.scheduler, host.transport, {}) for host in composed.hosts}
+    forecast = make_forecast(recipe.job, jobs, plan.trial, plan.cache, places)
+    where = "this batch job" if allocation.host == WITHIN else "a job of its own"
+    outdated = ("allocation: ", "not applicable within this batch job")
+    kept = (note for note in plan.notes if not note.startswith(outdated))
+    notes = (*kept, f"allocation: planned anew as {where}")
+    write_json(run.recipe, escape_variables(recipe.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    plan = replace(plan, jobs=jobs, notes=notes, forecast=forecast)
+    write_json(run.plan, plan.as_json())
+    return replace(composed, plan=plan)
 
 
 def saved_recipe(run: RunDir) -> Recipe:

@@ -19,9 +19,11 @@ from orchestrator.ledger import Ledger
 from orchestrator.life import LIFE_EVENTS, Life
 from orchestrator.own_job import OwnJob
 from orchestrator.plan import PlannedJob
+from orchestrator.queued_job import OwnJobs
 from orchestrator.report import write_report
 from orchestrator.rundir import RunDir
 from orchestrator.summary import Outcome, summarise
+from orchestrator.transports import LocalTransport
 
 log = logging.getLogger(__name__)
 STOP_PATIENCE_S = 120.0
@@ -42,6 +44,9 @@ class RunState:
         waits_for: Directories of the runs that it waits for now (job.after).
         has_waited: Whether it need not wait for any run any more.
         own_job: The batch job that its orchestrator is, or will be where that is in the queue; or None.
+        batch_jobs: All batch jobs that may start or resume it: those that were submitted to and have not begun, and
+            where it is left, its last orchestrator's, which the scheduler may start again.
+        withdrawn: Batch jobs that `orch.py stop` came after: they are to touch nothing when they start.
     """
 
     run: RunDir
@@ -55,6 +60,8 @@ class RunState:
     waits_for: tuple[str, ...]
     has_waited: bool
     own_job: OwnJob | None
+    batch_jobs: tuple[OwnJob, ...]
+    withdrawn: frozenset[OwnJob]
 
 
 def run_state(run: RunDir) -> RunState:
@@ -71,11 +78,12 @@ def run_state(run: RunDir) -> RunState:
     for event in Ledger(run.events).events(*LIFE_EVENTS):
         life.take(event)
     is_running = life.state == "running" and is_alive
+    state = "left" if life.state == "running" and not is_alive else life.state
     return RunState(
         run=run,
         name=recipe.get("job", {}).get("name", run.root.name),
         scheduler=plan["scheduler"],
-        state="left" if life.state == "running" and not is_alive else life.state,
+        state=state,
         started_at=life.started_at,
         finished_at=life.finished_at,
         kept=life.kept,
@@ -83,6 +91,8 @@ def run_state(run: RunDir) -> RunState:
         waits_for=life.waits_for if is_running else (),
         has_waited=life.has_waited,
         own_job=life.own_job if is_running else life.queued_as,
+        batch_jobs=(*life.queued, *([life.own_job] if state == "left" and life.own_job else [])),
+        withdrawn=life.withdrawn,
     )
 
 
@@ -132,40 +142,69 @@ def replay(run: RunDir, tracker: JobTracker) -> None:
 
 
 def stop_run(run: RunDir) -> list[str]:
-    """End every job of ``run`` that still lives, by id; return their names.
+    """End every job of ``run`` that still lives, by id, orchestrators in a queue included; return their names.
 
     A live orchestrator is asked to end its run first, so that it keeps its results.
 
     Raises:
-        OrchError: some jobs have not ended.
+        OrchError: some jobs have not ended, or the orchestrator lives on.
     """
     observer = tracker_of(run)
     observer.poll()
+    cancelled, problems = OwnJobs(LocalTransport()).cancel(run_state(run).batch_jobs)
     names = [job.name for job in observer.jobs if job.must_be_ended]
+    names += [f"orchestrator (batch job {job.job_id})" for job in cancelled]
     try:
         write_json(run.stop_request, {"at": time.time()})
     except StorageError as error:
-        # Without the request a live orchestrator sees its jobs end instead.
+        # A live orchestrator does not hear of it then, which is told when the patience with it ends.
         log.warning("%s", error)
-    deadline = time.monotonic() + STOP_PATIENCE_S
-    while is_orchestrated(run) and time.monotonic() < deadline:
-        time.sleep(0.5)
     with _kept_from_others(run):
-        return _end_jobs(run, names)
+        _end_jobs(run, names)
+    if problems:
+        raise OrchError(
+            "the run is stopped, but an orchestrator of it may still be in a queue:\n"
+            + "\n".join(problems)
+            + "\nIt will refuse to go on with the run when it starts; cancel it by hand to be rid of it."
+        )
+    return names
 
 
 @contextmanager
 def _kept_from_others(run: RunDir) -> Iterator[None]:
-    """Let no ``resume`` begin meanwhile; an orchestrator that hangs keeps nobody from ending its jobs."""
+    """Let no ``resume`` begin meanwhile, as soon as the orchestrator that lives has obeyed.
+
+    Raises:
+        OrchError: it has not: nobody is to work beside it.
+    """
     lease = Lease(run.lease)
+    deadline = time.monotonic() + STOP_PATIENCE_S
     try:
-        lease.lock()
-    except (RunBusyError, StorageError) as error:
-        log.warning("%s", error)
-    try:
+        while not _is_locked(run, lease, time.monotonic() >= deadline):
+            time.sleep(0.5)
         yield
     finally:
         lease.unlock()
+
+
+def _is_locked(run: RunDir, lease: Lease, is_last_try: bool) -> bool:
+    """Return whether the run's jobs may be ended now: nobody looks after it, or nobody who lives."""
+    try:
+        lease.lock()
+    except RunBusyError as error:
+        if not is_last_try:
+            return False
+        owner = living_owner(run.lease)
+        if owner is not None:
+            raise OrchError(
+                f"process {owner.pid} on {owner.host} looks after {run.root.name} and has not stopped it within "
+                f"{STOP_PATIENCE_S:.0f} s: its jobs were left alone.\n"
+                "It will as soon as it goes on. If it hangs, end that process, and say `orch.py stop` once more."
+            ) from error
+        log.warning("%s", error)
+    except StorageError as error:
+        log.warning("%s", error)
+    return True
 
 
 def _end_jobs(run: RunDir, names: list[str]) -> list[str]:

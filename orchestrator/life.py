@@ -27,6 +27,8 @@ class Life:
         has_waited: Whether the runs that it had to wait for have ended as they had to.
         own_job: The batch job that its last orchestrator is or was, or None.
         queued_as: The batch job in the queue that will start or resume it, or None.
+        queued: All batch jobs that were submitted to start or resume it and have not begun.
+        withdrawn: Those that a stop came after: they are to touch nothing when they start.
     """
 
     state: str = "planned"
@@ -38,6 +40,8 @@ class Life:
     has_waited: bool = False
     own_job: OwnJob | None = None
     queued_as: OwnJob | None = None
+    queued: tuple[OwnJob, ...] = ()
+    withdrawn: frozenset[OwnJob] = frozenset()
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Take in the next one of LIFE_EVENTS."""
@@ -46,6 +50,10 @@ class Life:
                 job = _own_job(event)
                 # It may have started before it was recorded.
                 self.queued_as = job if job != self.own_job else None
+                self._leave_queue(job)
+                if self.queued_as is not None:
+                    self.queued = (*self.queued, self.queued_as)
+                    self.withdrawn -= {self.queued_as}
                 return
             case "waiting":
                 self.waits_for = tuple(event["runs"])
@@ -54,20 +62,29 @@ class Life:
                 self.has_waited = True
             case "run_started":
                 self.state, self.started_at = "running", event["at"]
-                self.own_job, self.queued_as = _own_job(event), None
+                self._begin(_own_job(event))
             case "run_resumed":
                 self.state, self.finished_at, self.kept = "running", None, False
-                self.own_job, self.queued_as = _own_job(event), None
+                self._begin(_own_job(event))
                 self.resumed += 1
             case "run_finished":
                 self.state, self.finished_at, self.kept = event["state"], event["at"], bool(event.get("kept"))
             case "run_stopped":
                 self.kept = False
+                self.withdrawn |= {*self.queued, *([self.own_job] if self.own_job else [])}
+                self.queued_as, self.queued = None, ()
                 if self.state in {"running", "left"}:
                     self.state, self.finished_at = "stopped", event["at"]
             case _:
                 self.state = "left"
         self.waits_for = ()
+
+    def _begin(self, job: OwnJob | None) -> None:
+        self.own_job, self.queued_as = job, None
+        self._leave_queue(job)
+
+    def _leave_queue(self, job: OwnJob | None) -> None:
+        self.queued = tuple(other for other in self.queued if other != job)
 
 
 def _own_job(event: Mapping[str, Any]) -> OwnJob | None:

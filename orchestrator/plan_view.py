@@ -6,6 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.allocation.within import WITHIN
 from orchestrator.forecast.ask import NO_PARTITION
 from orchestrator.forecast.document import Forecast, StageCost, clock
 from orchestrator.plan import Plan, PlannedJob
@@ -85,12 +86,12 @@ def _cells(job: PlannedJob) -> tuple[str | Text, ...]:
     resources = job.resources
     return (
         job.role,
-        Text("a step of it" if job.host == STEPS else _place(resources)),
+        Text({STEPS: "a step of it", WITHIN: "this batch job"}.get(job.host) or _place(resources)),
         _shown(resources.nodes),
         _shown(resources.cpus, "any"),
         _shown(resources.gpus, "0"),
         f"{resources.mem_gb:g}G" if resources.mem_gb else "no limit",
-        resources.time or "default",
+        resources.time or ("-" if job.host == WITHIN else "default"),
     )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.allocation.broker import ALLOCATION
+from orchestrator.allocation.within import WITHIN, how_to_go_on
 from orchestrator.atomic import write_json
 from orchestrator.compose import Composed
 from orchestrator.errors import CommandError, OrchError, StorageError
@@ -81,16 +84,22 @@ class PuttingAway:
         outcome.finished_at = time.time()
         if is_lost:
             return
-        outcome.error = (
-            f"{outcome.error}: its jobs are left as they are. `orch.py resume {name}` goes on with them, "
-            f"`orch.py stop {name}` ends them. Services that run end themselves when the lease runs out, within 15 "
-            "minutes; those that are still queued end as they start."
-        )
+        outcome.error = f"{outcome.error}: {self._what_is_left(name)}"
         try:
             self._ledger.append("orchestrator_left", exit_code=outcome.exit_code)
         except StorageError as error:
             log.warning("%s", error)
         self._tell_end(LEAVING_PATIENCE_S)
+
+    def _what_is_left(self, name: str) -> str:
+        allocation = self._jobs.get(ALLOCATION)
+        if allocation is not None and allocation.planned.host == WITHIN:
+            return f"{how_to_go_on(os.environ, name)}."
+        return (
+            f"its jobs are left as they are. `orch.py resume {name}` goes on with them, "
+            f"`orch.py stop {name}` ends them. Services that run end themselves when the lease runs out, within 15 "
+            "minutes; those that are still queued end as they start."
+        )
 
     def add_defect(self, error: Exception) -> None:
         """Put a defect of orch itself into the outcome."""

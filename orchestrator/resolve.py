@@ -15,6 +15,7 @@ from orchestrator.allocation.parts import (
     ONE,
     fill_parts,
     find_parts,
+    not_applied_within,
     outer_part,
     part_name,
     placement_problems,
@@ -176,7 +177,14 @@ def _placement(job: Job, resources: Resources, server: _Place, notes: list[str])
         return {}
     nodes = outer_nodes(os.environ) if server.host == HERE else None
     if nodes is not None:
+        if job.guard.max_gpu_hours is not None:
+            what = "cannot be kept within a batch job, whose GPUs are held by that job and not by this run"
+            remedy = "Leave it out, or run orch.py outside of the job."
+            raise RecipeError("recipe", [Problem("job.guard.max_gpu_hours", what, remedy=remedy)])
         notes.append(f"allocation: the batch job around orch itself, with all that its {nodes} node(s) have")
+        ignored = not_applied_within(job)
+        if ignored:
+            notes.append(f"not applicable within this batch job: {', '.join(ignored)}")
         return {"allocation": infra.allocation or (outer_part(step_roles(job, resources), nodes),)}
     timed = [role for role in step_roles(job, resources) if role not in {"server", "trial"}]
     notes += [

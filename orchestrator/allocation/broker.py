@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.allocation.parts import part_name, part_resources
+from orchestrator.allocation.parts import part_name, part_resources, placeless
 from orchestrator.allocation.within import PREFIX, WITHIN
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers.allocation import PROGRAM
@@ -51,7 +51,10 @@ class Broker:
 
     def draft(self, context: PlanContext) -> JobDraft:
         job = context.recipe.job
+        is_within = context.host == WITHIN
         parts = [part_resources(part, job.resources) for part in job.infrastructure.allocation]
+        if is_within:
+            parts = [placeless(part).model_copy(update={"time": None}) for part in parts]
         return JobDraft(
             name=ALLOCATION,
             role="allocation",
@@ -63,7 +66,7 @@ class Broker:
                 spool=spool(context.run),
                 config=_config(context.run),
                 grace_s=self._grace_s,
-                is_within=context.host == WITHIN,
+                is_within=is_within,
             ),
             resources=parts[0],
             components=tuple(parts[1:]),
@@ -72,6 +75,11 @@ class Broker:
         )
 
     def files(self, context: PlanContext) -> Mapping[Path, str]:
+        # A newer clone must not change a run under way.
+        return {**self.config(context), steps_program(context.run): PROGRAM.read_text(encoding="utf-8")}
+
+    def config(self, context: PlanContext) -> Mapping[Path, str]:
+        """Return the broker's own configuration: it is that of one submission of the allocation."""
         groups = [
             {
                 "name": part_name(part),
@@ -83,11 +91,7 @@ class Broker:
             for part in context.recipe.job.infrastructure.allocation
         ]
         document = {"launcher": self._launcher, "groups": groups, "env": {}}
-        return {
-            _config(context.run): json.dumps(document, indent=2) + "\n",
-            # A newer clone must not change a run under way.
-            steps_program(context.run): PROGRAM.read_text(encoding="utf-8"),
-        }
+        return {_config(context.run): json.dumps(document, indent=2) + "\n"}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
         """Prepare nothing."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.allocation.broker import spool, steps_program
-from orchestrator.allocation.parts import part_name
 from orchestrator.plan import PlannedJob
 from orchestrator.recipe.hosts import STEPS
 from orchestrator.recipe.infrastructure import AllocationPart
@@ -34,7 +33,8 @@ class StepsHost:
             python: Interpreter of that host for steps.py.
         """
         self._base = base
-        groups: dict[str, str] = {role: part_name(part) for part in parts for role in part.roles}
+        # Not the names of parts: a further submission of the allocation may have others.
+        groups: dict[str, str] = {role: role for part in parts for role in part.roles}
         self.scheduler: Scheduler = AllocationScheduler(
             base.scheduler, str(spool(base.run)), groups, python, str(steps_program(base.run))
         )

@@ -86,6 +86,26 @@ def outer_part(roles: tuple[str, ...], nodes: int) -> AllocationPart:
     return AllocationPart.model_validate({"roles": roles, "nodes": nodes})
 
 
+def placeless(resources: RoleResources) -> RoleResources:
+    """Return ``resources`` without what only a batch system could be asked for."""
+    return resources.model_copy(
+        update={"partition": None, "account": None, "qos": None, "gpu_type": None, "directives": ()}
+    )
+
+
+def not_applied_within(job: Job) -> list[str]:
+    """Return the fields of a recipe that nobody is asked for where the allocation is there already."""
+    fields = (*_PLACES, "gpu_type", "time")
+    infra = job.infrastructure
+    found = [f"infrastructure.{name}" for name in fields if getattr(infra, name)]
+    for role in type(job.resources).model_fields:
+        own = getattr(job.resources, role)
+        # A trial's is the limit of its step.
+        names = [name for name in fields if getattr(own, name) and (role, name) != ("trial", "time")]
+        found += [f"resources.{role}.{name}" for name in names]
+    return found
+
+
 def part_resources(part: AllocationPart, resources: Resources) -> RoleResources:
     """Return what the batch system is asked for: the place of the part's first role, and the part's own sizes."""
     first: RoleResources = getattr(resources, part.roles[0])

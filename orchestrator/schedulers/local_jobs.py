@@ -188,7 +188,8 @@ class Registry:
     def describe(self, job: Job) -> "dict[str, Any]":
         """Return the job's line in an answer."""
         host = job.entry.get("host", socket.gethostname())
-        return {"id": job.id, "name": job.entry.get("name"), "state": self.state(job), "host": host}
+        line = {"id": job.id, "name": job.entry.get("name"), "state": self.state(job), "host": host}
+        return dict(line, within=job.entry["within"]) if "within" in job.entry else line
 
     def prune(self) -> None:
         """Remove the files of jobs that ended long ago."""
@@ -228,6 +229,7 @@ class Submission(NamedTuple):
     script: Path
     stdout: Path
     cpus: "set[int]"
+    within: "str | None" = None
 
     def start(self) -> str:
         """Start the job in a session of its own and return its id once bash runs.
@@ -290,6 +292,8 @@ class Submission(NamedTuple):
         entry = {"id": job_id, "name": self.name, "pid": process.pid, "starttime": process.start_time}
         entry.update(sid=process.session, script=str(self.script), stdout=str(stdout))
         entry.update(submitted_at=time.time(), host=socket.gethostname(), boot_id=boot_id())
+        if self.within is not None:
+            entry["within"] = self.within
         job = Job(self.registry.folder / f"{job_id}.json", entry)
         job.save()
         return job
@@ -355,7 +359,7 @@ def submit(registry: Registry, options: argparse.Namespace) -> int:
             pass
         registry.prune()
         cpus = registry.choose_cpus(options.cpus) if options.cpus is not None else set()
-        job_id = Submission(registry, options.name, script, stdout, cpus).start()
+        job_id = Submission(registry, options.name, script, stdout, cpus, options.within).start()
     except (OSError, SubmitError) as error:
         print(f"local_jobs: {error}", file=sys.stderr)
         return 1
@@ -415,6 +419,7 @@ def main(argv: "list[str]") -> int:
     command.add_argument("--name", required=True)
     command.add_argument("--stdout", required=True, help="file for the output of the script; %%j is its id")
     command.add_argument("--cpus", type=int, help="bind the job to so many CPUs")
+    command.add_argument("--within", metavar="ID", help="batch job that this one ends with; it is told of again")
     command.add_argument("script")
     command.set_defaults(run=submit)
 

@@ -58,6 +58,10 @@ class StepsError(Exception):
     """Something cannot be done; the words are for the user."""
 
 
+class TornError(StepsError):
+    """A file is there and does not hold what it should, and will not later either."""
+
+
 def log(text: str) -> None:
     """Write a line to stderr, which may be a file on a full disk."""
     with contextlib.suppress(OSError, ValueError):
@@ -134,16 +138,19 @@ class Spool:
         """Return a file's object, or None if it is not there.
 
         Raises:
-            StepsError: it is there and cannot be read, or is no object.
+            StepsError: it is there and cannot be read now.
+            TornError: it is no object.
         """
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise StepsError(f"{path} cannot be read: {error}") from error
+        except ValueError as error:
+            raise TornError(f"{path} cannot be read: {error}") from error
         if not isinstance(document, dict):
-            raise StepsError(f"{path} is no JSON object")
+            raise TornError(f"{path} is no JSON object")
         return document
 
     def ids(self, kind: str) -> "list[str]":
@@ -212,6 +219,9 @@ def broker_life(spool: Spool) -> Life:
     groups = tuple(Group(**group) for group in broker["groups"])
     if broker.get("ended_at"):
         return Life("over", f"the allocation's broker has ended: {broker.get('why')}", attempt, groups)
+    outer = os.environ.get("ORCH_OUTER_SLURM_JOB_ID") or os.environ.get("ORCH_OUTER_PBS_JOBID")
+    if broker.get("within") and outer and broker["within"] != outer:
+        return Life("over", f"it was part of batch job {broker['within']}, and this is {outer}", attempt, groups)
     try:
         record = spool.read(Path(broker["record"])) if broker.get("record") else None
         beat_at = max(float(broker["started_at"]), spool.heartbeat()[1])
@@ -341,9 +351,14 @@ class Taken(NamedTuple):
         self.share.mem_mib += self.mem_mib
 
 
+def is_named(group: Group, name: str) -> bool:
+    """Tell whether a step asks for this group, by its name or by one of the roles that it is made of."""
+    return name == group.name or name in group.name.split("+")
+
+
 def why_never(groups: "Sequence[Group]", request: "dict[str, Any]") -> "str | None":
     """Return why a step can never run in this allocation, or None."""
-    group = next((group for group in groups if group.name == request["group"]), None)
+    group = next((group for group in groups if is_named(group, request["group"])), None)
     if group is None:
         return f"group = {request['group']}: the allocation has none. Allowed: {', '.join(g.name for g in groups)}"
     for name, has in (("nodes", group.nodes), ("cpus", group.cpus), ("mem_mib", group.mem_mib), ("gpus", group.gpus)):
@@ -407,6 +422,23 @@ def machine_measures(group: Group, environ: "dict[str, str]", parts: int) -> Gro
     )
 
 
+def is_slurms(config: Config, environ: "dict[str, str]") -> bool:
+    """Tell whether Slurm says which nodes there are and what they have, whoever starts steps on them."""
+    is_slurm = bool(environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_HET_SIZE"))
+    return config.launcher == "srun" or (config.launcher == "ssh" and is_slurm)
+
+
+def pbs_lines(environ: "dict[str, str]") -> "list[str]":
+    """Return the lines of PBS_NODEFILE: one for each MPI rank of a chunk, in the order of the select statement.
+
+    Source: pbs_resources(7B), mpiprocs.
+    """
+    try:
+        return Path(environ.get("PBS_NODEFILE", "")).read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise StepsError(f"PBS_NODEFILE cannot be read: {error}") from error
+
+
 def hosts_of_groups(config: Config, environ: "dict[str, str]") -> "list[list[str]]":
     """Return the node names of each group.
 
@@ -416,16 +448,15 @@ def hosts_of_groups(config: Config, environ: "dict[str, str]") -> "list[list[str
     wanted = [group.nodes for group in config.groups]
     if config.launcher == "here":
         return [[socket.gethostname()] * nodes for nodes in wanted]
-    if config.launcher == "srun":
+    if is_slurms(config, environ):
         size = int(environ.get("SLURM_HET_SIZE") or 1)
         suffixes = [f"_HET_GROUP_{at}" for at in range(size)] if size > 1 else [""]
         found = [slurm_hosts(environ.get("SLURM_JOB_NODELIST" + suffix, "")) for suffix in suffixes]
     else:
-        # A line for each chunk of one MPI rank, in the order of the select statement (pbs_resources(7B), mpiprocs).
-        try:
-            lines = Path(environ.get("PBS_NODEFILE", "")).read_text(encoding="utf-8").split()
-        except OSError as error:
-            raise StepsError(f"PBS_NODEFILE cannot be read: {error}") from error
+        lines = pbs_lines(environ)
+        if len(lines) > sum(wanted) or any(group.cpus is None for group in config.groups):
+            # Several ranks of a chunk; and what is measured is a whole host, which is there once.
+            lines = list(dict.fromkeys(lines))
         ends = [sum(wanted[: at + 1]) for at in range(len(wanted))]
         found = [lines[end - wanted[at] : end] for at, end in enumerate(ends)]
         found[-1] += lines[ends[-1] :]
@@ -437,12 +468,15 @@ def hosts_of_groups(config: Config, environ: "dict[str, str]") -> "list[list[str
 def shares_of(config: Config, environ: "dict[str, str]") -> "tuple[list[Group], list[Share]]":
     """Return the groups with nothing left to measure, and a share for each node."""
     hosts = hosts_of_groups(config, environ)
-    is_het = config.launcher == "srun" and len(config.groups) > 1
+    by_slurm = is_slurms(config, environ)
+    is_het = by_slurm and len(config.groups) > 1
+    lines = pbs_lines(environ) if config.launcher in ("pbsdsh", "ssh") and not by_slurm else []
+    has_line_each = len(lines) == sum(map(len, hosts))
     groups: list[Group] = []
     shares: list[Share] = []
     offsets: dict[str, tuple[int, int]] = {}
     for number, group in enumerate(config.groups):
-        if config.launcher == "srun":
+        if by_slurm:
             group = slurm_measures(group, environ, f"_HET_GROUP_{number}" if is_het else "")
         else:
             parts = sum(map(len, hosts)) if config.launcher == "here" else 1
@@ -450,7 +484,9 @@ def shares_of(config: Config, environ: "dict[str, str]") -> "tuple[list[Group], 
         groups.append(group)
         for host in hosts[number]:
             cpus, gpus = offsets.get(host, (0, 0))
-            shares.append(Share(group, host, len(shares), number, (cpus, gpus)))
+            # pbsdsh(1B) counts as PBS_NODEFILE does.
+            index = len(shares) if has_line_each or not lines else lines.index(host)
+            shares.append(Share(group, host, index, number, (cpus, gpus)))
             offsets[host] = (cpus + (group.cpus or 0), gpus + (group.gpus or 0))
     return groups, shares
 
@@ -543,8 +579,10 @@ class Step:
 class Broker:
     """Starts, watches and ends the steps of this allocation."""
 
-    def __init__(self, spool: Spool, config: Config, grace_s: float) -> None:
+    def __init__(self, spool: Spool, config: Config, grace_s: float, outer_pid: "int | None" = None) -> None:
         environ = dict(os.environ)
+        # The batch job around this one, where its script's process is on this machine too; a pid is given again.
+        self.outer = None if outer_pid is None else (outer_pid, start_time(outer_pid))
         self.spool = spool
         self.config = config
         self.grace_s = grace_s
@@ -556,10 +594,12 @@ class Broker:
         self.document.update(host=socket.gethostname(), pid=os.getpid(), started_at=time.time(), record=config.record)
         self.document.update(restart_count=int(environ.get("SLURM_RESTART_COUNT") or 0), ended_at=None, why=None)
         self.document.update(groups=[group._asdict() for group in self.groups])
+        self.document.update(within=None if outer_pid is None else allocation)
         self.steps: dict[str, Step] = {}
         self.unreadable: set[str] = set()
         self.helpers: list[tuple[subprocess.Popen[bytes], float]] = []
         self.signal = 0
+        self.outer_end = ""
         self.listed = 0
         self.beat_at_s = 0.0
         self.retry_at_s = 0.0
@@ -579,9 +619,10 @@ class Broker:
             if not self._beat():
                 return self._leave_to_another()
             self._reap()
+            self._look_at_outer()
             if self.signal and not is_ending:
                 is_ending = True
-                self._end_all(self.signal, f"the allocation received {signal.Signals(self.signal).name}")
+                self._end_all(self.signal, f"the allocation{self.why}")
             if not is_ending:
                 self._take_requests()
                 self._start_what_fits()
@@ -591,12 +632,27 @@ class Broker:
         deadline = time.monotonic() + 2 * RETRY_S
         while not self._save() and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        self.document.update(ended_at=time.time(), why=f"it received {signal.Signals(self.signal).name}")
+        self.document.update(ended_at=time.time(), why=f"it{self.why}")
         self.spool.write(self.spool.folder / "broker.json", self.document)
         return 128 + self.signal
 
     def _note_signal(self, number: int, _: object) -> None:
         self.signal = self.signal or number
+
+    @property
+    def why(self) -> str:
+        """What has ended it, in words that follow its name."""
+        return self.outer_end or f" received {signal.Signals(self.signal).name}"
+
+    def _look_at_outer(self) -> None:
+        """End with the batch job around: not every batch system ends what is in a session of its own."""
+        if self.outer is None or self.signal:
+            return
+        pid, started = self.outer
+        if started is None or start_time(pid) != started:
+            self.outer_end = f"'s batch job has ended (process {pid} is gone)"
+            log(f"the allocation{self.outer_end}")
+            self.signal = int(signal.SIGTERM)
 
     def _beat(self) -> bool:
         """Renew the heartbeat when it is due; False if another broker has taken the spool over."""
@@ -659,9 +715,12 @@ class Broker:
                 if request is None:
                     continue
                 step = Step(self._completed(dict(request, id=step_id)))
-            except (StepsError, KeyError, TypeError) as error:
+            except (TornError, KeyError, TypeError) as error:
                 log(f"the request of step {step_id} is none: {error!r}")
                 self.unreadable.add(step_id)
+                continue
+            except StepsError as error:
+                log(f"{error} (will try again)")  # ESTALE, EIO: each heartbeat changes the folder, which is read again
                 continue
             self.steps[step_id] = step
             if record.get("attempt") or record.get("state", "PENDING") not in OPEN:
@@ -677,7 +736,7 @@ class Broker:
 
     def _completed(self, request: "dict[str, Any]") -> "dict[str, Any]":
         """Return a request that names its memory: if it does not, the part of the node that its CPUs are."""
-        group = next((group for group in self.groups if group.name == request["group"]), None)
+        group = next((group for group in self.groups if is_named(group, request["group"])), None)
         if group is None or group.mem_mib is None or request["mem_mib"]:
             return request
         return dict(request, mem_mib=group.mem_mib * request["cpus"] // max(1, group.cpus or 1))
@@ -688,7 +747,7 @@ class Broker:
             if step.process is not None or step.record["state"] != "PENDING" or is_waiting:
                 continue
             request = step.request
-            group = [share for share in self.shares if share.group.name == request["group"]]
+            group = [share for share in self.shares if is_named(share.group, request["group"])]
             roomy = [share for share in group if share.has_room(request)]
             if len(roomy) < request["nodes"]:
                 step.record["reason"] = missing(request, group)
@@ -907,7 +966,7 @@ def serve(spool: Spool, options: argparse.Namespace) -> int:
     config = Config.read(options.config)
     config = config._replace(record=options.record or config.record)
     spool.make()
-    broker = Broker(spool, config, options.grace_s)
+    broker = Broker(spool, config, options.grace_s, options.outer_pid)
     try:
         HealthServer.address_family = socket.AF_INET6 if ":" in options.bind else socket.AF_INET
         server = HealthServer((options.bind, options.port), HealthHandler)
@@ -1123,6 +1182,7 @@ def main(argv: "list[str]") -> int:
     command.add_argument("--config", type=Path, required=True)
     command.add_argument("--record", help="status record of the broker's own supervisor")
     command.add_argument("--grace-s", type=float, default=30.0, help="time between the signal that ends steps and KILL")
+    command.add_argument("--outer-pid", type=int, metavar="PID", help="end when this process of this machine is gone")
     command.set_defaults(run=serve)
 
     command = commands.add_parser("submit", parents=[common], help="ask for a step and print its id")

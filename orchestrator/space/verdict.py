@@ -19,13 +19,15 @@ from orchestrator.history import run_state
 from orchestrator.hosts import Host, open_hosts
 from orchestrator.lease import living_owner
 from orchestrator.ledger import Ledger
+from orchestrator.own_job import OwnJob
 from orchestrator.plan import job_token
+from orchestrator.queued_job import OwnJobs, Whereabouts
 from orchestrator.recipe.hosts import HERE
 from orchestrator.records import read_heartbeat, read_status
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import Scheduler, Seen
 from orchestrator.space.wording import DAY_S
-from orchestrator.transports import Transport
+from orchestrator.transports import LocalTransport, Transport
 
 FRESH_PLAN_S = DAY_S
 # A shared file system may show records late, and a scheduler may list a job late.
@@ -62,6 +64,7 @@ class Queues:
 
     def __init__(self) -> None:
         self._answers: dict[tuple[str, ...], dict[str, Seen] | None] = {}
+        self.own_jobs = OwnJobs(LocalTransport())
 
     def living(self, scheduler: Scheduler, transport: Transport, run_id: str) -> list[str] | None:
         """Return the names of a run's jobs that are in the queue or run; None if the scheduler does not answer."""
@@ -103,6 +106,9 @@ def judge_run(run: RunDir, queues: Queues) -> Verdict:
         state = run_state(run)
         if state.kept:
             return Verdict(Fate.KEPT, "its services are kept; `orch.py stop` ends them", state.state)
+        waiting = _judge_orchestrators(run, state.batch_jobs, state.state, queues.own_jobs)
+        if waiting is not None:
+            return waiting
         if state.state == "planned" and time.time() - _mtime(run.plan) < FRESH_PLAN_S:
             return Verdict(Fate.FRESH, "it was planned less than a day ago", state.state)
         return _judge_jobs(run, run_id, state.state, queues)
@@ -120,6 +126,23 @@ def run_id_of(run: RunDir) -> str | None:
     if not isinstance(run_id, str) or not isinstance(planned_for, str) or len(run_id) < 6:
         return None
     return run_id if run_id in run.root.name and Path(planned_for).name == run.root.name else None
+
+
+def _judge_orchestrators(run: RunDir, jobs: Iterable[OwnJob], state: str, queues: OwnJobs) -> Verdict | None:
+    """Return why a batch job that will start or resume the run keeps it; None if none does."""
+    for job in jobs:
+        name = f"batch job {job.job_id}, which will start or resume it,"
+        match queues.whereabouts(job):
+            case Whereabouts.LISTED:
+                return Verdict(Fate.LIVES, f"{name} is in the queue; `orch.py stop` cancels it", state)
+            case Whereabouts.UNKNOWN:
+                why = "cannot be asked about from here; `orch.py stop` keeps it from the run"
+                return Verdict(Fate.UNKNOWN, f"{name} {why}", state)
+            case Whereabouts.GONE if time.time() - last_activity(run) < QUIET_S:
+                return Verdict(Fate.UNKNOWN, f"{name} is not listed, and the run was active within ten minutes", state)
+            case _:
+                pass
+    return None
 
 
 def _judge_jobs(run: RunDir, run_id: str, state: str, queues: Queues) -> Verdict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.dependency import scheduler_of
+from orchestrator.own_job import OwnJob
+from orchestrator.queued_job import scheduler_of
 from tests.life.conftest import PROJECT
 from tests.life.test_chains_slurm import in_squeue, ledger, names, wait_for
 from tests.life.test_run_pbs import pbs_orch, pbs_recipe, pbs_state
@@ -83,7 +83,7 @@ def test_pbs_job_of_a_run_after_another_is_held_and_starts_after_it(front: Front
     second = front.run_of("second")
     wait_for(lambda: not jobs())
     assert names(first)[-1] == names(second)[-1] == "run_finished"
-    assert ledger(first)[0]["own_job"] == {"scheduler": "pbs", "job_id": first_id, "cluster": None}
+    assert OwnJob.from_json(ledger(first)[0]["own_job"]) == OwnJob("pbs", first_id)
     assert ledger(second)[0]["at"] > ledger(first)[-1]["at"]
     assert [event["state"] for event in (ledger(first)[-1], ledger(second)[-1])] == ["completed", "completed"]
 
@@ -112,6 +112,32 @@ def test_pbs_job_of_a_planned_run_can_be_depended_on(front: Front) -> None:
     ]
 
 
+def test_pbs_job_of_the_latest_run_is_that_runs_and_stop_deletes_it(front: Front) -> None:
+    def orch(*words: str | Path) -> str:
+        flags = ("--output-dir", str(front.output_dir))
+        done = pbs_orch(str(PROJECT / ".venv/bin/python"), "orch.py", *map(str, words), *flags)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def planned(name: str, *after: str) -> Path:
+        orch(front.recipe(name, {}, *after), "--dry-run")
+        return next(front.output_dir.glob(f"*_{name}_*"))
+
+    first_id = front.submit(front.recipe("first", {"STANDIN_START_DELAY_S": "20"}))
+    first = front.run_of("first")
+    third_id = front.submit(front.recipe("third", {}, "latest"))
+    second = planned("second", first.name)
+    second_id = front.submit("resume", second.name)
+    assert [jobs()[job_id]["depend"] for job_id in (second_id, third_id)] == [f"afterok:{first_id}"] * 2
+    assert f"job.after.run={first}" in jobs()[third_id]["Variable_List"]["ORCH_FLAGS"]
+    assert str(second) in jobs()[second_id]["Variable_List"]["ORCH_FLAGS"]
+    assert orch("stop", second) == f"Stopped: orchestrator (batch job {second_id}).\n"
+    wait_for(lambda: second_id not in jobs(), 20)
+    third = front.run_of("third")
+    wait_for(lambda: not jobs())
+    assert (names(second), names(third)[-1]) == (["run_queued", "run_stopped"], "run_finished")
+
+
 @pytest.mark.slurm
 @pytest.mark.skipif(bool(WHY_NO_SLURM), reason=WHY_NO_SLURM or "-")
 def test_pbs_option_is_understood_by_slurms_qsub(tmp_path: Path) -> None:
@@ -123,7 +149,7 @@ def test_pbs_option_is_understood_by_slurms_qsub(tmp_path: Path) -> None:
         script = tmp_path / "job.sh"
         script.write_text(f"#!/bin/bash\n#PBS -j oe\n#PBS -o {tmp_path}/log\n#PBS -l walltime=00:01:00\n{text}\n")
         argv = ["qsub", *options, str(script)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True, env=dict(os.environ))
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
         return done.stdout.strip().partition(".")[0]
 
     option = scheduler_of("pbs").dependency_option

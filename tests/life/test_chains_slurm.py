@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.own_job import OwnJob
 from tests.life.conftest import PROJECT
 from tests.life.test_run_slurm import WHY_NO_SLURM, slurm_recipe
 
@@ -148,7 +149,7 @@ def test_batch_job_of_a_run_after_another_waits_in_slurms_queue_and_starts_after
     assert in_squeue(first_id)[0] == "COMPLETED"
     wait_for(lambda: in_squeue(second_id)[0] == "COMPLETED")
     assert (front.state(first), front.state(second)) == ("completed", "completed")
-    assert ledger(first)[0]["own_job"] == {"scheduler": "slurm", "job_id": first_id, "cluster": "orchtest"}
+    assert OwnJob.from_json(ledger(first)[0]["own_job"]) == OwnJob("slurm", first_id, "orchtest")
     begun = next(event["at"] for event in ledger(second) if event["event"] == "run_started")
     assert begun > next(event["at"] for event in ledger(first) if event["event"] == "run_finished")
 
@@ -197,3 +198,67 @@ def test_dependency_on_a_job_that_slurm_has_forgotten_leaves_the_wait_to_orch(fr
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
     front.submitted.append(done.stdout.strip())
     wait_for(lambda: in_squeue(done.stdout.strip())[0] == "COMPLETED", 60)
+
+
+HELD = "--partition=cpu --mem=1G --time=5 --hold"
+
+
+def test_orchestrator_that_is_requeued_starts_no_second_run(slow: dict[str, Any], front: Front) -> None:
+    first_id = front.submit(front.recipe(slow, "first"))
+    run = front.run_of("first")
+    again = subprocess.run(["scontrol", "requeue", first_id], capture_output=True, text=True, timeout=30, check=False)
+    assert again.returncode != 0
+    # Who asks for it all the same: the job that Slurm starts again names the run that it had begun.
+    front.env["ORCH_SBATCH_OPTIONS"] += " --requeue --open-mode=append"
+    second_id = front.submit(front.recipe(slow, "second"))
+    second = front.run_of("second")
+    subprocess.run(["scontrol", "requeue", second_id], timeout=30, check=True)
+    wait_for(lambda: in_squeue(second_id)[0] == "FAILED", 240)
+    said = (front.folder / f"{second_id}.out").read_text()
+    assert "Slurm has started this batch job again (restart 1)" in said
+    assert f"`./slurm_orch.sh resume {second}`" in said
+    assert list(front.output_dir.glob("*_second_*")) == [second]
+    wait_for(lambda: in_squeue(first_id)[0] == "COMPLETED")
+    assert front.state(run) == "completed"
+
+
+def test_stop_cancels_the_orchestrator_in_the_queue(quick: dict[str, Any], front: Front) -> None:
+    front.env["ORCH_SBATCH_OPTIONS"] = HELD
+    run = front.planned(front.recipe(quick, "first"))
+    job_id = front.submit("resume", run)
+    assert f"planned, submitted as batch job {job_id}" in front.orch("status", run).stdout
+    for name in ("plan.json", "events.jsonl"):
+        os.utime(run / name, (0, 0))
+    cleaned = front.orch("clean", "--older-than", "2d", "--yes", "--json")
+    assert f"batch job {job_id}, which will start or resume it, is in the queue" in cleaned.stdout
+    assert run.is_dir()
+    stopped = front.orch("stop", run)
+    assert (stopped.returncode, stopped.stdout) == (0, f"Stopped: orchestrator (batch job {job_id}).\n")
+    wait_for(lambda: in_squeue(job_id)[0] == "CANCELLED", 30)
+    assert names(run) == ["run_queued", "run_stopped"]
+
+
+def test_job_that_was_cancelled_by_hand_is_told_of_and_not_depended_on(quick: dict[str, Any], front: Front) -> None:
+    options = front.env["ORCH_SBATCH_OPTIONS"]
+    front.env["ORCH_SBATCH_OPTIONS"] = HELD
+    run = front.planned(front.recipe(quick, "first"))
+    job_id = front.submit("resume", run)
+    subprocess.run(["scancel", job_id], timeout=30, check=True)
+    wait_for(lambda: in_squeue(job_id)[0] == "CANCELLED", 30)
+    assert f"planned, batch job {job_id} is gone from the queue" in front.orch("status", run).stdout
+    front.env["ORCH_SBATCH_OPTIONS"] = options
+    later_id = front.submit(front.recipe(quick, "second", run.name))
+    assert front.orch("resume", run).returncode == 0
+    wait_for(lambda: in_squeue(later_id)[0] == "COMPLETED", 60)
+
+
+def test_latest_is_put_in_place_when_the_job_is_submitted(quick: dict[str, Any], front: Front) -> None:
+    front.env["ORCH_SBATCH_OPTIONS"] += " --hold"
+    wanted = front.planned(front.recipe(quick, "first"))
+    resumes, follows = front.submit("resume"), front.submit(front.recipe(quick, "later", "latest"))
+    other = front.planned(front.recipe(quick, "other"))
+    subprocess.run(["scontrol", "release", resumes, follows], timeout=30, check=True)
+    wait_for(lambda: in_squeue(follows)[0] == "COMPLETED", 120)
+    (later,) = front.output_dir.glob("*_later_*")
+    assert (front.state(wanted), front.state(later), front.state(other)) == ("completed", "completed", "planned")
+    assert json.loads((later / "recipe.json").read_text())["job"]["after"][0]["run"] == str(wanted)

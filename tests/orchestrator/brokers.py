@@ -45,10 +45,12 @@ class Allocation:
     def start_broker(self, *groups: dict[str, Any], launcher: str = "here", **config: Any) -> subprocess.Popen[bytes]:
         """Start a broker."""
         path = self.folder / f"config{len(self.brokers)}.json"
-        options = {name: config.pop(name) for name in ("port", "grace_s") if name in config}
+        options = {name: config.pop(name) for name in ("port", "grace_s", "outer_pid") if name in config}
         path.write_text(json.dumps({"launcher": launcher, "groups": groups, "env": {}, **config}))
         argv = [*NODE_PYTHON, str(PROGRAM), "serve", "--dir", str(self.spool), "--config", str(path)]
         argv += ["--port", str(options.get("port", 0)), "--grace-s", str(options.get("grace_s", 5))]
+        if "outer_pid" in options:
+            argv += ["--outer-pid", str(options["outer_pid"])]
         with (self.folder / "broker.log").open("ab") as log:
             broker = subprocess.Popen(
                 argv, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

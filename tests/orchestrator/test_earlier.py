@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.atomic import write_json
-from orchestrator.dependency import dependency_words, record_queued, scheduler_of
+from orchestrator.dependency import dependency_words, record_queued
 from orchestrator.earlier import Earlier, check_order, find_earlier, wait_for_earlier
 from orchestrator.errors import EarlierRunError, RecipeError, UserError
 from orchestrator.history import run_state
@@ -19,6 +19,7 @@ from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.own_job import OwnJob
 from orchestrator.progress import PlainProgress
+from orchestrator.queued_job import scheduler_of
 from orchestrator.recipe import parse_recipe
 from orchestrator.recipe.after import After
 from orchestrator.rundir import RunDir
@@ -27,7 +28,10 @@ from orchestrator.transports import scrubbed_environment
 from tests.builders import AnsweringTransport
 
 OWN = {"scheduler": "slurm", "job_id": "17", "cluster": "orchtest"}
-CONFIG = {"scontrol": "Configuration data as of 2026\nClusterName             = orchtest\nCompleteWait = 0 sec\n"}
+CONFIG = {
+    "scontrol": "Configuration data as of 2026\nClusterName             = orchtest\nCompleteWait = 0 sec\n",
+    "squeue": "17|RUNNING|cpu1|None|orch\n18|PENDING||Dependency|orch\n",
+}
 
 
 class Chain:
@@ -278,7 +282,7 @@ def test_dependency_is_on_the_batch_jobs_of_runs_that_have_not_ended(chain: Chai
     assert words(items[2:]) == []
     assert words(items, "pbs") == [], "a job of Slurm means nothing to PBS"
     assert words(items, "local") == []
-    for answers in ({}, {"scontrol": "ClusterName = other\n"}):
+    for answers in ({}, CONFIG | {"scontrol": "ClusterName = other\n"}):
         assert words(items, answers=answers) == [], "on another cluster the id is another job's"
 
 
@@ -302,6 +306,15 @@ def test_dependency_is_on_the_job_in_the_queue_that_will_start_or_resume_a_run(
     # It starts, and its orchestrator dies: nothing of it is in the queue.
     chain.happens(run, "run_resumed" if events else "run_started")
     assert words([Earlier(run, "completed")]) == []
+
+
+@pytest.mark.parametrize(
+    "queue", ["", "18|CANCELLED||None|orch\n", "18|RUNNING|cpu1|None|another\n", "torn\n"], ids=str.strip
+)
+def test_dependency_is_not_on_a_job_that_does_not_live_any_more(queue: str, chain: Chain) -> None:
+    run = chain.run("first")
+    record_queued(run, "18", scheduler_of("slurm"), AnsweringTransport(CONFIG))
+    assert words([Earlier(run, "completed")], answers=CONFIG | {"squeue": queue}) == []
 
 
 def test_job_that_started_before_it_was_recorded_is_not_in_the_queue_any_more(chain: Chain) -> None:

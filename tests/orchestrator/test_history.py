@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +243,89 @@ def test_stop_keeps_resume_away_while_it_ends_jobs(past: PastRun) -> None:
     stop_run(past.run)
     assert (past.run.root / "lock").read_text() == "held\n"
     Lease(past.run.lease).take()
+
+
+def test_stop_leaves_the_jobs_of_a_living_orchestrator_that_does_not_obey(
+    past: PastRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = past.submitted("vllm", "41")
+    past.queue.write_text(f"41|RUNNING|n1|None|{token}\n")
+    Lease(past.run.lease).take()
+    before = past.run.events.read_text()
+    monkeypatch.setattr(history, "STOP_PATIENCE_S", 0.3)
+    with pytest.raises(OrchError, match="looks after run and has not stopped it within 0 s: its jobs were left"):
+        stop_run(past.run)
+    assert past.programs.calls("scancel") == []
+    assert past.run.events.read_text() == before
+    assert past.run.stop_request.exists(), "it stops the run when it goes on"
+
+
+def test_stop_waits_for_a_living_orchestrator_to_obey(past: PastRun) -> None:
+    past.ledger.append("run_started")
+    lease = Lease(past.run.lease)
+    lease.take()
+
+    def obey() -> None:
+        while not past.run.stop_request.exists():
+            time.sleep(0.05)
+        past.ledger.append("run_finished", state="stopped", kept=False)
+        lease.give_back()
+
+    orchestrator = threading.Thread(target=obey)
+    orchestrator.start()
+    assert stop_run(past.run) == []
+    orchestrator.join()
+    assert [event["event"] for event in past.ledger.events("run_finished", "run_stopped")] == [
+        "run_finished",
+        "run_stopped",
+    ]
+
+
+def queued(past: PastRun, *job_ids: str) -> None:
+    """Record batch jobs that will start or resume the run."""
+    past.programs.add("scontrol", "echo ClusterName = here")
+    for job_id in job_ids:
+        past.ledger.append("run_queued", own_job=asked_for(job_id))
+
+
+def asked_for(job_id: str) -> dict[str, str]:
+    return {"scheduler": "slurm", "job_id": job_id, "cluster": "here", "name": "orch"}
+
+
+def test_stop_cancels_every_orchestrator_in_the_queue_and_no_job_that_has_its_id_by_now(past: PastRun) -> None:
+    queued(past, "51", "52", "53", "54")
+    past.queue.write_text(
+        "51|PENDING||None|orch\n52|PENDING||None|mine\n53|FAILED||None|orch\n55|RUNNING|n|None|orch\n"
+    )
+    past.programs.add("scancel", "")
+    assert stop_run(past.run) == ["orchestrator (batch job 51)"]
+    assert past.programs.calls("scancel") == ["51"]
+    state = run_state(past.run)
+    assert (state.state, state.own_job, state.batch_jobs, len(state.withdrawn)) == ("planned", None, (), 4)
+
+
+def test_stop_cancels_the_job_of_the_last_orchestrator_that_slurm_has_requeued(past: PastRun) -> None:
+    queued(past, "51")
+    past.ledger.append("run_started", own_job=asked_for("51"))
+    past.queue.write_text("51|PENDING||BeginTime|orch\n")
+    assert stop_run(past.run) == ["orchestrator (batch job 51)"]
+    assert past.programs.calls("scancel") == ["51"]
+
+
+@pytest.mark.parametrize(
+    ("program", "body", "words"),
+    [
+        ("scancel", "echo 'Access denied' >&2; exit 1", "Access denied"),
+        ("squeue", "exit 1", "batch job 51 of here: its slurm cannot be asked from here"),
+        ("scontrol", "echo ClusterName = other", "batch job 51 of here: its slurm cannot be asked from here"),
+    ],
+)
+def test_stop_that_cannot_cancel_an_orchestrator_in_the_queue_says_so_and_withdraws_it(
+    program: str, body: str, words: str, past: PastRun
+) -> None:
+    queued(past, "51")
+    past.queue.write_text("51|PENDING||None|orch\n")
+    past.programs.add(program, body)
+    with pytest.raises(OrchError, match=rf"may still be in a queue:(.|\n)*{words}"):
+        stop_run(past.run)
+    assert [job.job_id for job in run_state(past.run).withdrawn] == ["51"]

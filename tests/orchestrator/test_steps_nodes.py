@@ -141,14 +141,14 @@ def test_nodes_of_pbs_have_to_be_those_of_the_configuration(allocation: Allocati
 
 
 def slurm_groups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: list[Group], **env: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: list[Group], launcher: str = "srun", **env: str
 ) -> list[tuple[str, ...]]:
     """Return group, host, CPUs, MiB and GPUs of each share on a Slurm whose scontrol answers as the real one."""
     program = tmp_path / "scontrol"
     program.write_text('#!/bin/bash\ncase $3 in\n"gpu[1-2]") echo gpu1; echo gpu2 ;;\n*) echo "$3" ;;\nesac\n')
     program.chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    _, shares = shares_of(Config("srun", groups, {}), {"SLURM_JOB_ID": "7", **env})
+    _, shares = shares_of(Config(launcher, groups, {}), {"SLURM_JOB_ID": "7", **env})
     return [(s.group.name, s.host, *map(str, (len(s.cpus), s.mem_mib, len(s.gpus)))) for s in shares]
 
 
@@ -177,6 +177,34 @@ def test_sizes_of_a_het_job_are_each_components(tmp_path: Path, monkeypatch: pyt
     ]
     with pytest.raises(StepsError, match="the configuration says"):
         slurm_groups(tmp_path, monkeypatch, [Group("gpu", 2), Group("cpu")], **env)
+
+
+def test_ssh_on_slurm_takes_nodes_and_sizes_from_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = {"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_JOB_CPUS_PER_NODE": "8(x2)", "SLURM_MEM_PER_NODE": "8000"}
+    shares = slurm_groups(tmp_path, monkeypatch, [Group("gpu", 2)], "ssh", **env, SLURM_GPUS_ON_NODE="4")
+    assert shares == [("gpu", "gpu1", "8", "8000", "4"), ("gpu", "gpu2", "8", "8000", "4")]
+
+
+def pbs_shares(tmp_path: Path, lines: str, *groups: Group) -> list[tuple[str, int]]:
+    """Return host of each share on a PBS, and which line of PBS_NODEFILE pbsdsh is told of."""
+    nodes = tmp_path / "nodes"
+    nodes.write_text("\n".join(lines.split()) + "\n")
+    _, shares = shares_of(Config("pbsdsh", list(groups), {}), {"PBS_NODEFILE": str(nodes)})
+    return [(share.host, share.index) for share in shares]
+
+
+def test_host_with_a_line_for_each_rank_is_one_node(tmp_path: Path) -> None:
+    sized = Group("a", 2, cpus=4, mem_mib=100, gpus=0)
+    assert pbs_shares(tmp_path, "n1 n1 n2 n2", Group("all", 2)) == [("n1", 0), ("n2", 2)]
+    assert pbs_shares(tmp_path, "n1 n1 n2 n2 n3", sized, sized._replace(name="b", nodes=1)) == [
+        ("n1", 0),
+        ("n2", 2),
+        ("n3", 4),
+    ]
+    # Two chunks of known size on one host.
+    assert pbs_shares(tmp_path, "n1 n1", sized) == [("n1", 0), ("n1", 1)]
+    with pytest.raises(StepsError, match=r"\[\['n1'\]\] as nodes, and the configuration says \[4\]"):
+        pbs_shares(tmp_path, "n1 n1 n1 n1", Group("all", 4))
 
 
 def test_shares_of_this_machine_part_what_it_has() -> None:

@@ -135,6 +135,28 @@ def test_run_with_a_living_job_or_a_silent_scheduler_stays(
     assert runs.names == set()
 
 
+@pytest.mark.parametrize(
+    ("queue", "cluster", "why"),
+    [
+        ("echo '51|PENDING||Dependency|orch'", "here", "is in the queue; `orch.py stop` cancels it"),
+        ("exit 1", "here", "cannot be asked about from here"),
+        ("echo '51|CANCELLED||None|orch'", "there", "cannot be asked about from here"),
+        ("echo '51|CANCELLED||None|orch'", "here", None),
+    ],
+)
+def test_planned_run_whose_orchestrator_is_queued_stays(
+    queue: str, cluster: str, why: str | None, runs: Runs, orch: Orch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_job = {"scheduler": "slurm", "job_id": "51", "cluster": "here", "name": "orch"}
+    run = runs.add("planned", ("run_queued", {"own_job": own_job}), days=60)
+    runs.programs.add("squeue", queue)
+    runs.programs.add("scontrol", f"echo ClusterName = {cluster}")
+    assert orch(*CLEAN, "--json") == 0
+    told = left(capsys).get(run.root.name)
+    assert runs.names == ({run.root.name.removesuffix("_0a1b2c3d")} if why else set())
+    assert (told is None) if why is None else (told is not None and why in told)
+
+
 def test_run_whose_submission_was_never_answered_stays_for_a_while(
     runs: Runs, orch: Orch, capsys: pytest.CaptureFixture[str]
 ) -> None:
