@@ -6,6 +6,7 @@ A worker that is killed loses nothing of what it had written.
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from array import array
 from pathlib import Path
@@ -41,10 +42,14 @@ class RowWriter:
         """Make both files.
 
         Raises:
-            OSError: they could not be made.
+            OSError: they could not be made, or there is no room for them.
         """
         self._file = rows.open("w+b")
-        self._file.truncate(_HEADER + _GROW_ROWS * ROW.itemsize)
+        try:
+            self._reserve(_GROW_ROWS)
+        except OSError:
+            self._file.close()
+            raise
         self._map = mmap.mmap(self._file.fileno(), 0)
         self._gaps = gaps.open("wb", buffering=1 << 20)
         self._gap_count = 0
@@ -65,9 +70,7 @@ class RowWriter:
         """
         if self._rows == self._room:
             self._room += max(_GROW_ROWS, self._room)
-            size = _HEADER + self._room * ROW.itemsize
-            self._file.truncate(size)
-            self._map.resize(size)
+            self._map.resize(self._reserve(self._room))
         count = len(gaps)
         row = (*values[:11], self._gap_count, count, *values[11:])
         _PACK.pack_into(self._map, _HEADER + self._rows * ROW.itemsize, *row)
@@ -79,6 +82,12 @@ class RowWriter:
             self._failed += has_failed
             self._tokens += tokens
         _COUNT.pack_into(self._map, 0, self._rows, self._failed, self._tokens)
+
+    def _reserve(self, rows: int) -> int:
+        """Give the file room on the disk, and return its size: a mapped page without room would kill the process."""
+        size = _HEADER + rows * ROW.itemsize
+        os.posix_fallocate(self._file.fileno(), 0, size)
+        return size
 
     def flush(self) -> None:
         """Let others see the gaps of what was added."""

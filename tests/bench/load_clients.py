@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from client.load.arrivals import constant_arrivals
 from client.load.payloads import encode_request
 from client.load.run import PROJECT, measure, scratch
-from client.load.shapes import ClosedLoop, How, deal_out
+from client.load.shapes import ClosedLoop, How, OpenLoop, deal_out
 from client.load.spec import Prompt, Sampling, Server
 
 BARE = "mock:tokens=16"
@@ -176,6 +177,17 @@ def hold_schedule(url: str) -> str:
     )
 
 
+def keep_pace(url: str) -> str:
+    """Send 100 requests a second at even distances, and tell how even they were."""
+    server = Server(url, "openai-chat")
+    body = encode_request(server, Sampling(BARE, 64), Prompt("hello"))
+    with scratch() as folder:
+        shape = OpenLoop(tuple(float(at_s) for at_s in constant_arrivals(100.0, requests=1000)))
+        seen = measure(deal_out(server, (body,), shape, How(), 1, folder), folder)
+    gaps = np.diff(np.sort(seen.rows["sent_s"]))
+    return f"100 requests/s constant, 10 s: CV of the distances {gaps.std() / gaps.mean():.4f}"
+
+
 def main() -> None:
     """Print the table."""
     mock = subprocess.Popen(
@@ -200,6 +212,7 @@ def main() -> None:
         formats = ("12.0f", "12.4f", "+12.3f", "+12.3f", "+12.4f")
         print(f"{item.name:<18}" + "".join(format(value, form) for value, form in zip(cells, formats, strict=True)))
     print(hold_schedule(url))
+    print(keep_pace(url))
     assert mock.stdin is not None
     mock.stdin.close()
     mock.wait(10)
