@@ -23,7 +23,7 @@ from tests.client.fake_server import Behaviour, FakeServer
 from tests.client.test_client_server import ROOT, RunningService, serve
 
 SLOW = Behaviour(n_tokens=4, first_token_delay_s=0.15)
-REQUESTS = 6
+REQUESTS = 10
 
 
 class Scene:
@@ -111,7 +111,7 @@ def test_benchmark_whose_server_is_restarted_is_measured_once_more_on_the_new_on
     scene.publish(old, "a")
 
     def restart() -> None:
-        if scene.finished() == 2 and scene.server is not None and scene.server.attempt == "a":
+        if scene.finished() >= 2 and scene.server is not None and scene.server.attempt == "a":
             hang_up(old)
             scene.publish(new, "b")
 
@@ -176,7 +176,7 @@ def test_benchmark_whose_server_is_restarted_again_stays_invalid_and_is_not_meas
 def test_benchmark_that_goes_on_after_a_handover_is_valid(scene: Scene, new_server: Callable[[], FakeServer]) -> None:
     old, successor = new_server(), new_server()
     scene.publish(old, "a")
-    scene.on_wait = lambda: scene.publish(successor, "b", job_id="9") if scene.finished() == 2 else None
+    scene.on_wait = lambda: scene.publish(successor, "b", job_id="9") if scene.finished() >= 2 else None
     figures = scene.measure()
     assert (figures["valid"], figures["successful"], figures["server_url"]) == (True, REQUESTS, old.url)
     assert "earlier" not in figures
