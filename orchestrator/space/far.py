@@ -82,7 +82,7 @@ class RunsThere:
         runs = runs[: len(runs) - self._filters.keep_last] if self._filters.keep_last else runs
         queues = Queues()
         for run in runs:
-            age_s = self._now - run.newest
+            age_s = max(0.0, self._now - run.newest)  # what lives there is written while this looks
             if self._filters.older_than_s is not None and age_s < self._filters.older_than_s:
                 continue
             verdict = self._judge(run, queues)
