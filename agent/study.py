@@ -21,6 +21,25 @@ from orchestrator.recipe.hpo import Hpo
 CAUSE_CHARS = 500
 
 
+class _Journal(JournalFileBackend):  # type: ignore[misc]
+    """Optuna's journal in a file, whose failures name the file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write lines.
+
+        Raises:
+            StorageError: they could not be written.
+        """
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise StorageError(self._path, error) from error
+
+
 class SearchStudy:
     """Trials of one search, in ``study.journal``.
 
@@ -44,7 +63,7 @@ class SearchStudy:
             journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
             journal.touch(mode=0o600)
             _cut_torn_line(journal)
-            self._storage = JournalStorage(JournalFileBackend(str(journal)))
+            self._storage = JournalStorage(_Journal(journal))
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
             )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from agent.proposer import Asked
 from agent.sampler import LlmSampler, make_tpe
 from agent.space import Space, active, distribution
 from agent.study import SearchStudy
+from orchestrator.errors import StorageError
 from orchestrator.recipe.hpo import Hpo
 from tests.agent.bench import SPACE
 from tests.agent.spaces import points, spaces, unhurried
@@ -122,3 +124,14 @@ def test_random_search_goes_on_with_new_numbers_after_a_restart(tmp_path: Path) 
     first = open_study(tmp_path, hpo).ask(Asked(None, "random", {}))
     second = open_study(tmp_path, hpo).ask(Asked(None, "random", {}))
     assert first.params["learning_rate"] != second.params["learning_rate"]
+
+
+def test_journal_that_cannot_grow_is_named(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "study.journal").stat().st_size, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"study\.journal"):
+            study.ask(FALLBACK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
