@@ -15,7 +15,7 @@ from tests.faults.conftest import TRIALS, Scene
 IS_WHOLE = os.environ.get("ORCH_FAULTS") == "all"
 # A whole run has about 140 steps; a boundary beyond its last lets it complete.
 BOUNDARIES = range(1, 151) if IS_WHOLE else (27, 56, 123)
-PLANNED = 24
+PLANNED = 26
 
 
 @pytest.mark.parametrize("fatal", BOUNDARIES)
