@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -292,8 +291,3 @@ def errors_of(seen: Measurement) -> list[str]:
     """Return what was said of requests that failed, each once, a few at most."""
     words = dict.fromkeys(str(note["error"]) for note in seen.notes if "error" in note)
     return list(words)[:MAX_ERRORS_TOLD]
-
-
-def remove(folder: Path) -> None:
-    """Remove a folder of results that nobody asked to keep."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -130,9 +130,6 @@ class Owner(Protocol):
     def finished(self, connection: Connection, exchange: Exchange) -> None:
         """Take an exchange that has ended, well or not; the connection is free if it is still open."""
 
-    def lost(self, connection: Connection) -> None:
-        """Take note that a free connection is gone."""
-
 
 class Connection(asyncio.Protocol):
     """Sends requests and collects what comes back; the only work on arrival is to find the end of the answer."""
@@ -196,8 +193,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         exchange, self._exchange = self._exchange, None
         if exchange is None:
-            self._owner.lost(self)
-            return
+            return  # a free connection that is gone is found so when it is taken
         exchange.eof_s = now_s
         try:
             if not exchange.has_ended(is_closed=True):

@@ -222,9 +222,6 @@ class Driver:
             self._free.append(connection)
         self._take_end(exchange)
 
-    def lost(self, connection: Connection) -> None:
-        """Do nothing: a free connection that is gone is found so when it is taken."""
-
     def _take_end(self, exchange: Exchange) -> None:
         del self._under_way[exchange]
         self.on_end(exchange)

@@ -30,9 +30,6 @@ class _Owner:
         if not self.ended.done():
             self.ended.set_result(None)
 
-    def lost(self, connection: Connection) -> None:
-        """Nothing is free here."""
-
 
 def ask_once(server: Server, request: bytes, timeout_s: float) -> Answered:
     """Send an encoded request on a connection of its own; failures are told in the reply."""

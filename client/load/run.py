@@ -241,7 +241,7 @@ def _last_words(worker: _Worker) -> str:
 
 
 @contextlib.contextmanager
-def scratch(parent: Path | None = None) -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
     """Give a private folder for workers' files, and remove it afterwards."""
-    with tempfile.TemporaryDirectory(prefix="orch-load-", dir=parent) as name:
+    with tempfile.TemporaryDirectory(prefix="orch-load-") as name:
         yield Path(name)

@@ -10,12 +10,11 @@ from pathlib import Path
 from orchestrator.allocation.parts import part_name, part_resources, placeless
 from orchestrator.allocation.within import PREFIX, WITHIN
 from orchestrator.rundir import RunDir
-from orchestrator.schedulers.allocation import PROGRAM
+from orchestrator.schedulers.allocation import BROKER_GRACE_SHARE, PROGRAM
 from orchestrator.service import Check, JobDraft, PlanContext, Role
 
 ALLOCATION = "allocation"
 STARTUP_TIMEOUT_S = 120.0
-GRACE_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Broker:
             launcher: How steps are started on other nodes: srun, pbsdsh, ssh or here.
             stop_grace_s: How long a job that was told to end has, in seconds.
         """
-        self._launcher, self._grace_s = launcher, stop_grace_s * GRACE_SHARE
+        self._launcher, self._grace_s = launcher, stop_grace_s * BROKER_GRACE_SHARE
 
     def check(self, context: PlanContext) -> None:
         """Find nothing: launchers are looked for on the allocation's own nodes."""

@@ -35,7 +35,8 @@ STATES: Mapping[str, JobState] = {
     "NODE_FAIL": JobState.NODE_FAIL,
     "LOST": JobState.LOST,
 }
-# What the broker waits between TERM and KILL is longer (steps.py, serve --grace-s).
+# What ends the allocation ends its steps first, then the broker (steps.py, serve --grace-s), within one grace.
+STEP_GRACE_SHARE, BROKER_GRACE_SHARE = 0.5, 0.75
 
 
 class AllocationScheduler:
@@ -71,8 +72,7 @@ class AllocationScheduler:
         self.command_timeout_s = inner.command_timeout_s
         self.default_bind = inner.default_bind
         self.components_by, self.launcher = inner.components_by, inner.launcher
-        # What ends the allocation ends its steps first, then the broker (steps.py, serve --grace-s), within one grace.
-        self.stop_grace_s, self.broker_grace_s = inner.stop_grace_s * 0.5, inner.stop_grace_s * 0.75
+        self.stop_grace_s = inner.stop_grace_s * STEP_GRACE_SHARE
         is_here = program == str(PROGRAM)
         self.programs: Mapping[str, Path] = {**inner.programs, **({} if is_here else {program: PROGRAM})}
         self._inner = inner
