@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from client.engine.spec import LoadSpec, RequestRecord, RequestSpec
-from client.load.driver import FINISH_REASONS
 from client.load.payloads import encode_request
+from client.load.row_fields import fields_of
 from client.load.rows import ROW, WARMUP, RowTail
 from client.load.run import Progress, measure, scratch
 from client.load.shapes import ClosedLoop, How, deal_out
-from client.load.spec import ERROR_CLASSES, Api, Plan, Prompt, Sampling, Server
+from client.load.spec import Api, Plan, Prompt, Sampling, Server
 
 _APIS: dict[str, Api] = {"openai": "openai-chat", "ollama": "ollama-generate"}
-Rows = npt.NDArray[np.void]
+_RECORD_FIELDS = frozenset(RequestRecord.__dataclass_fields__)
 Gaps = npt.NDArray[np.float64]
 
 
@@ -131,31 +131,6 @@ class _NoteTail:
 def _record(
     row: dict[str, Any], gaps: Gaps, note: dict[str, Any], zero_s: float, client: int, index: int
 ) -> RequestRecord:
-    first = [at_s for at_s in (row["first_reasoning_s"], row["first_content_s"]) if at_s == at_s]
-    return RequestRecord(
-        client_id=client,
-        index=index,
-        intended_at_s=row["intended_s"] - zero_s,
-        sent_at_s=row["sent_s"] - zero_s,
-        eof_at_s=row["eof_s"] - zero_s,
-        first_byte_at_s=_since(row["first_byte_s"], zero_s),
-        first_token_at_s=min(first) - zero_s if first else None,
-        last_token_at_s=_since(row["last_token_s"], zero_s),
-        prompt_tokens=row["prompt_tokens"] if row["prompt_tokens"] >= 0 else None,
-        completion_tokens=row["completion_tokens"],
-        tokens_source="usage" if row["usage_tokens"] >= 0 else "chunks" if row["chunks"] else None,
-        chunks=row["chunks"],
-        chunk_gaps_s=array("d", gaps.tobytes()),
-        finish_reason=FINISH_REASONS[row["finish"]] or None,
-        http_status=row["status"] or None,
-        error_class=ERROR_CLASSES[row["error"]] if row["error"] >= 0 else None,
-        error=note.get("error"),
-        text_length=row["text_length"],
-        loop_lag_s=row["loop_lag_s"],
-        warmup=row["phase"] == WARMUP,
-        text=note.get("text"),
-    )
-
-
-def _since(at_s: float, zero_s: float) -> float | None:
-    return at_s - zero_s if at_s == at_s else None
+    fields = {name: value for name, value in fields_of(row, note, zero_s).items() if name in _RECORD_FIELDS}
+    fields |= {"client_id": client, "index": index}
+    return RequestRecord(**fields, chunk_gaps_s=array("d", gaps.tobytes()), text=note.get("text"))

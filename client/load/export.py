@@ -17,13 +17,12 @@ import msgspec
 import numpy as np
 
 from client.errors import StorageError
-from client.load.driver import FINISH_REASONS
 from client.load.figures import Figures
 from client.load.repeats import Estimate
+from client.load.row_fields import fields_of
 from client.load.rows import ROW, WARMUP
 from client.load.run import Measurement
 from client.load.saturation import Capacity, Knee, Point
-from client.load.spec import ERROR_CLASSES
 from client.load.worker import WorkerReport
 
 if TYPE_CHECKING:
@@ -156,49 +155,19 @@ def _rows_of(table: pa.Table) -> tuple[np.ndarray[Any, np.dtype[np.void]], np.nd
 def iter_records(measurement: Measurement) -> Iterator[dict[str, Any]]:
     """Yield each request, the warm-up included, with times in seconds since the common start."""
     notes = {note["index"]: note for note in measurement.notes if note.get("phase") != WARMUP}
-    for row, loop_lag in zip(measurement.rows, measurement.rows["loop_lag_s"].tolist(), strict=True):
-        yield _record(dict(zip(ROW.names or (), row.item(), strict=True)), loop_lag, measurement, notes)
+    for values in measurement.rows:
+        row = dict(zip(ROW.names or (), values.item(), strict=True))
+        yield _record(row, measurement, {} if row["phase"] == WARMUP else notes.get(row["index"], {}))
 
 
-def _record(
-    row: dict[str, Any], loop_lag_s: float, measurement: Measurement, notes: dict[int, dict[str, Any]]
-) -> dict[str, Any]:
-    is_warmup = row["phase"] == WARMUP
-    note = {} if is_warmup else notes.get(row["index"], {})
-    reasoning_s, content_s = _time(row["first_reasoning_s"]), _time(row["first_content_s"])
-    firsts = [at_s for at_s in (reasoning_s, content_s) if at_s is not None]
+def _record(row: dict[str, Any], measurement: Measurement, note: dict[str, Any]) -> dict[str, Any]:
     gaps = measurement.gaps[row["gap_start"] : row["gap_start"] + row["gap_count"]]
-    record = {
-        "client_id": row["client"],
-        "index": row["index"],
-        "intended_at_s": _time(row["intended_s"]),
-        "sent_at_s": _time(row["sent_s"]),
-        "eof_at_s": _time(row["eof_s"]),
-        "first_byte_at_s": _time(row["first_byte_s"]),
-        "first_token_at_s": min(firsts, default=None),
-        "first_reasoning_at_s": reasoning_s,
-        "first_content_at_s": content_s,
-        "last_token_at_s": _time(row["last_token_s"]),
-        "prompt_tokens": row["prompt_tokens"] if row["prompt_tokens"] >= 0 else None,
-        "completion_tokens": row["completion_tokens"],
-        "tokens_source": "usage" if row["usage_tokens"] >= 0 else "chunks" if row["chunks"] else None,
-        "chunks": row["chunks"],
-        "chunk_gaps_s": np.round(gaps, _DIGITS).tolist(),
-        "finish_reason": FINISH_REASONS[row["finish"]] or None,
-        "http_status": row["status"] or None,
-        "error_class": ERROR_CLASSES[row["error"]] if row["error"] >= 0 else None,
-        "error": note.get("error"),
-        "text_length": row["text_length"],
-        "loop_lag_s": round(loop_lag_s, _DIGITS),
-        "warmup": is_warmup,
-    }
+    fields = fields_of(row, note)
+    record = {name: round(value, _DIGITS) if isinstance(value, float) else value for name, value in fields.items()}
+    record["chunk_gaps_s"] = np.round(gaps, _DIGITS).tolist()
     if "text" in note:
         record |= {"text": note["text"], "reasoning": note.get("reasoning", "")}
     return record
-
-
-def _time(value: float) -> float | None:
-    return None if value != value else round(value, _DIGITS)
 
 
 def write_jsonl(measurement: Measurement, path: Path) -> None:
