@@ -9,22 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from orchestrator.allocation.parts import (
-    ONE,
-    fill_parts,
-    find_parts,
-    not_applied_within,
-    outer_part,
-    part_name,
-    placement_problems,
-    step_roles,
-)
+from orchestrator.allocation.choose import choose_placement
 from orchestrator.allocation.within import outer_nodes
 from orchestrator.chaining import lead_problems
 from orchestrator.errors import Problem, RecipeError, TransportError, UserError
-from orchestrator.recipe.document import Job, Recipe
+from orchestrator.recipe.document import Recipe
 from orchestrator.recipe.engines import PACKAGE_PREFIX, OllamaEngine, VllmEngine, find_engine
 from orchestrator.recipe.guard import Notice
 from orchestrator.recipe.hosts import HERE, Centre, HostSpec
@@ -105,6 +96,7 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
         **{name: _there(name, recipe, specs, connect, notes) for name in set(hosts.values()) - {HERE}},
     }
     server = places[hosts["server"]]
+    outer = outer_nodes(os.environ) if server.host == HERE else None
     model = _absolute_model(job.service.model, base_dir) if server is here else job.service.model
     engine = job.engine
     if engine is None:
@@ -130,7 +122,7 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
             "infrastructure": job.infrastructure.model_copy(
                 update={
                     "batch_template": _batch_template(job.infrastructure.batch_template, site, base_dir),
-                    **_placement(job, Resources(**resources), server, notes),
+                    **choose_placement(job, Resources(**resources), server.scheduler, server.transport, outer, notes),
                 }
             ),
             "host": None,
@@ -158,51 +150,6 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
         places[hosts["trial"]].scheduler.check_arrays("trial", resources["trial"], notes)
     _check_combinations(chosen.name, chosen.working_dirs.launch_iteration_pattern, chosen.working_dirs.job_pattern)
     return Resolved(recipe.model_copy(update={"job": chosen}), here.scheduler, tuple(notes))
-
-
-def _placement(job: Job, resources: Resources, server: _Place, notes: list[str]) -> dict[str, Any]:
-    """Return what is chosen of the fields of placement.
-
-    Raises:
-        RecipeError: what is asked for goes not together.
-    """
-    infra = job.infrastructure
-    if infra.placement == ONE and server.spec.kind == "local":
-        notes.append("not applicable on local: placement, its processes share one machine as it is")
-        return {"placement": "separate", "allocation": ()}
-    problems = placement_problems(job, resources, server.scheduler)
-    if problems:
-        raise RecipeError("recipe", problems)
-    if infra.placement != ONE:
-        return {}
-    nodes = outer_nodes(os.environ) if server.host == HERE else None
-    if nodes is not None:
-        if job.guard.max_gpu_hours is not None:
-            what = "cannot be kept within a batch job, whose GPUs are held by that job and not by this run"
-            remedy = "Leave it out, or run orch.py outside of the job."
-            raise RecipeError("recipe", [Problem("job.guard.max_gpu_hours", what, remedy=remedy)])
-        notes.append(f"allocation: the batch job around orch itself, with all that its {nodes} node(s) have")
-        ignored = not_applied_within(job)
-        if ignored:
-            notes.append(f"not applicable within this batch job: {', '.join(ignored)}")
-        return {"allocation": infra.allocation or (outer_part(step_roles(job, resources), nodes),)}
-    timed = [role for role in step_roles(job, resources) if role not in {"server", "trial"}]
-    notes += [
-        f"{role}: not applicable in one allocation: time, a service runs as long as the allocation"
-        for role in timed
-        if getattr(resources, role).time not in {None, resources.server.time}
-    ]
-    argv = server.scheduler.limits_argv()
-    answer = server.transport.run(argv, server.scheduler.command_timeout_s) if argv else None
-    limits = server.scheduler.parse_limits(answer) if answer is not None else None
-    if limits is None:
-        notes.append("allocation: how large nodes are is not known, it is taken that everything fits on one")
-    if infra.allocation:
-        return {"allocation": fill_parts(job, resources, limits or {})}
-    parts = find_parts(job, resources, server.scheduler, limits or {})
-    words = "; ".join(f"{part.nodes} × ({part.cpus} CPUs, {part.gpus} GPUs) for {part_name(part)}" for part in parts)
-    notes.append(f"allocation: {words}")
-    return {"allocation": parts}
 
 
 def _batch_template(own: str | None, site: Centre, base_dir: Path) -> str | None:
