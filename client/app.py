@@ -5,8 +5,6 @@ contract.
 from __future__ import annotations
 
 import hmac
-import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,14 @@ from client import http_errors
 from client.benchmark import LoadEngine
 from client.benchmarks import Benchmarks
 from client.bodies import QueryBody, QueryDefaults, read_benchmark, read_query
-from client.engine.run import run_load
 from client.errors import FieldError, InvalidInputError, TargetUnavailableError
 from client.exposition import ServiceMetrics
 from client.fields import is_valid_id, parse_json
+from client.load.bench import run_bench
 from client.query import SIMPLE_TEST_PROMPT, query_answer, run_query
 from client.target import TargetSource
 
 MAX_BODY_BYTES = 16 * 2**20
-# One event loop carries this many streams well; beyond that another process helps if there is a CPU for it.
-CLIENTS_PER_PROCESS = 16
 Answer = tuple[Response, int]
 
 
@@ -39,7 +35,7 @@ class ServiceSettings:
 
     ``api_token`` goes to the LLM server. ``auth_token``, where given, is asked of whoever calls this
     service, except for ``/health``; ``scrape_token`` opens ``/metrics`` only. ``processes`` None chooses by
-    clients and CPUs.
+    the load and the CPUs.
     """
 
     source: TargetSource
@@ -51,7 +47,7 @@ class ServiceSettings:
     processes: int | None = None
 
 
-def create_app(settings: ServiceSettings, engine: LoadEngine = run_load) -> Flask:
+def create_app(settings: ServiceSettings, engine: LoadEngine = run_bench) -> Flask:
     """Return the app. ``app.extensions["benchmarks"]`` is to be closed at the end.
 
     Nothing is read, written or started before the first request.
@@ -67,15 +63,6 @@ def create_app(settings: ServiceSettings, engine: LoadEngine = run_load) -> Flas
     _add_queries(app, settings, metrics)
     _add_benchmarks(app, settings, benchmarks)
     return app
-
-
-def choose_processes(n_clients: int, configured: int | None) -> int:
-    """Return how many worker processes carry ``n_clients``: as configured, else by clients within this job's
-    CPUs.
-    """
-    if configured is not None:
-        return min(configured, n_clients)
-    return max(1, min(len(os.sched_getaffinity(0)), math.ceil(n_clients / CLIENTS_PER_PROCESS)))
 
 
 def _add_guard(app: Flask, settings: ServiceSettings) -> None:
@@ -121,15 +108,16 @@ def _add_observation(app: Flask, settings: ServiceSettings, metrics: ServiceMetr
 
 def _add_queries(app: Flask, settings: ServiceSettings, metrics: ServiceMetrics) -> None:
     def answer_query(body: QueryBody) -> Answer:
-        spec = body.to_request(settings.source.resolve(), settings.api_token)
+        wanted = body.to_completion(settings.source.resolve(), settings.api_token)
         metrics.query_started()
         try:
-            answered = run_query(spec)
+            answered = run_query(wanted)
         finally:
             metrics.query_ended()
         failure = answered.reply.failure
         metrics.count("query", failure[0] if failure else None)
-        answer, status = query_answer(spec, answered)
+        metrics.count_tokens("query", answered.reply.tokens)
+        answer, status = query_answer(wanted, answered)
         return jsonify(answer), status
 
     @app.post("/query")
@@ -145,9 +133,8 @@ def _add_benchmarks(app: Flask, settings: ServiceSettings, benchmarks: Benchmark
     @app.post("/benchmark")
     def start() -> Answer:
         body = read_benchmark(_json_body(), settings.defaults)
-        processes = choose_processes(body.n_clients, settings.processes)
         benchmark_id, _ = benchmarks.start(
-            body, lambda: body.to_load(settings.source.resolve(), settings.api_token, processes)
+            body, lambda: body.to_bench(settings.source.resolve(), settings.api_token, settings.processes)
         )
         if body.background:
             status_url = f"/benchmark/{benchmark_id}"

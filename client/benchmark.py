@@ -5,32 +5,28 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from client.bodies import BenchmarkBody
-from client.engine.spec import LoadSpec, RequestRecord
-from client.errors import StorageError, WorkerDiedError
+from client.errors import ClientServiceError, StorageError
 from client.exposition import ServiceMetrics
-from client.results import BenchmarkFiles, RecordLog, write_private_json
-from client.summary import build_summary
+from client.load.bench import Bench, Outcome, Tell, write_files
+from client.load.run import Progress
+from client.results import BenchmarkFiles, write_private_json
+from client.summary import as_document, build_summary
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 logger = logging.getLogger(__name__)
 
 
 class LoadEngine(Protocol):
-    """What ``client.engine.run.run_load`` is, and what may replace it."""
+    """What ``client.load.bench.run_bench`` is, and what may replace it."""
 
     def __call__(
-        self,
-        spec: LoadSpec,
-        on_record: Callable[[RequestRecord], None],
-        cancel: threading.Event,
-        on_start: Callable[[float], None] | None = None,
-    ) -> list[RequestRecord]:
-        """See ``client.engine.run.run_load``."""
+        self, bench: Bench, tell: Tell, is_cancelled: Callable[[], bool], on_start: Callable[[float], None]
+    ) -> Outcome:
+        """See ``client.load.bench.run_bench``."""
 
 
 class Benchmark:
@@ -40,14 +36,14 @@ class Benchmark:
         self,
         benchmark_id: str,
         body: BenchmarkBody,
-        spec: LoadSpec,
+        bench: Bench,
         files: BenchmarkFiles,
         metrics: ServiceMetrics,
     ) -> None:
         self.id = benchmark_id
         self.fingerprint = body.fingerprint()
         self._body = body
-        self._spec = spec
+        self._bench = bench
         self._files = files
         self._metrics = metrics
         self._lock = threading.Lock()
@@ -59,10 +55,8 @@ class Benchmark:
         self._summary: dict[str, Any] | None = None
         self._started_at: float | None = None
         self._zero_at_s = 0.0
-        self._finished = 0
-        self._failed = 0
-        self._tokens = 0
-        self._left = dict.fromkeys(range(body.n_clients), body.n_requests_per_client)
+        self._doing = ""
+        self._before = self._now = Progress(0, 0, 0)
 
     def start(self, engine: LoadEngine) -> None:
         """Run it in a thread of its own."""
@@ -90,17 +84,19 @@ class Benchmark:
         """Return state, progress, and the result or the error once there is one."""
         with self._lock:
             elapsed_s = time.monotonic() - self._zero_at_s if self._state == "running" else 0.0
-            rate = self._tokens / elapsed_s if elapsed_s > 0 else 0.0
+            rate = self._now.tokens / elapsed_s if elapsed_s > 0 else 0.0
             if self._summary is not None:
-                rate = self._summary["metrics"]["output_tokens_per_s"]
+                rate = self._summary["output_tokens_per_s"]
+            finished = self._before.finished + self._now.finished
             return {
                 "id": self.id,
                 "state": self._state,
                 "started_at": self._started_at,
                 "progress": {
-                    "finished": self._finished,
-                    "total": self._body.total_requests,
-                    "failed": self._failed,
+                    "doing": self._doing,
+                    "finished": finished,
+                    "total": self._bench.total,
+                    "failed": self._before.failed + self._now.failed,
                     "tokens_per_s": rate,
                 },
                 "error": self._error,
@@ -108,13 +104,11 @@ class Benchmark:
             }
 
     def _run(self, engine: LoadEngine) -> None:
-        logger.info("benchmark %s: %d clients, %d requests", self.id, self._body.n_clients, self._body.total_requests)
+        logger.info("benchmark %s: %s %s", self.id, self._bench.kind, ", ".join(f"{x:g}" for x in self._bench.loads))
         self._metrics.benchmark_running(True)
         try:
-            with RecordLog(self._files.records) as log:
-                records = engine(self._spec, lambda record: self._take(log, record), self._cancel, self._begin)
-            self._conclude(records)
-        except (StorageError, WorkerDiedError) as error:
+            self._conclude(engine(self._bench, self._take, self._cancel.is_set, self._begin))
+        except ClientServiceError as error:
             self._is_storage_error = isinstance(error, StorageError)
             self._fail(str(error))
         finally:
@@ -127,39 +121,38 @@ class Benchmark:
             logger.info("benchmark %s: %s", self.id, self._state)
 
     def _begin(self, started_at: float) -> None:
+        """Take the start of one of its measurements."""
         with self._lock:
             self._state = "running"
-            self._started_at = started_at
+            self._started_at = self._started_at or started_at
             self._zero_at_s = time.monotonic()
-        self._metrics.benchmark_in_flight(self._body.n_clients)
+        self._metrics.benchmark_in_flight(self._body.n_clients if self._body.counts_clients else 1)
 
-    def _take(self, log: RecordLog, record: RequestRecord) -> None:
-        log.append(record)
-        self._metrics.count("benchmark", record.error_class)
-        if record.warmup:
-            return
+    def _take(self, doing: str, progress: Progress | None) -> None:
         with self._lock:
-            self._finished += 1
-            self._failed += not record.is_success
-            self._tokens += record.completion_tokens if record.is_success else 0
-            self._left[record.client_id] -= 1
-            if not self._left[record.client_id]:
-                del self._left[record.client_id]
-                self._metrics.benchmark_in_flight(len(self._left))
+            self._doing = doing
+            if progress is None or self._state == "queued":
+                return
+            if progress.finished < self._now.finished:  # the next measurement
+                before, now = self._before, self._now
+                self._before = Progress(before.finished + now.finished, before.failed + now.failed, 0)
+                self._now = Progress(0, 0, 0)
+            new_tokens = progress.tokens - self._now.tokens
+            self._now = progress
+        self._metrics.count_tokens("benchmark", new_tokens)
 
-    def _conclude(self, records: list[RequestRecord]) -> None:
-        expected = self._body.total_requests
-        is_short = Counter(record.warmup for record in records)[False] < expected
-        cancelled = self._cancel.is_set() and is_short
-        summary = build_summary(
-            self.id, self._body, self._spec, records, started_at=self._started_at, cancelled=cancelled
-        )
-        write_private_json(self._files.summary, summary)
-        if not cancelled:
+    def _conclude(self, outcome: Outcome) -> None:
+        summary = build_summary(self.id, self._body, self._bench, outcome)
+        document = as_document(summary)
+        write_files(outcome, self._files.folder)
+        write_private_json(self._files.summary, document)
+        for told in outcome.told:
+            self._metrics.count_all("benchmark", told.analysis.figures)
+        if summary.state == "done":
             self._metrics.benchmark_finished(summary)
         with self._lock:
-            self._summary = summary
-            self._state = "cancelled" if cancelled else "done"
+            self._summary = document
+            self._state = summary.state
 
     def _fail(self, message: str) -> None:
         with self._lock:

@@ -12,10 +12,9 @@ from typing import Any
 
 from client.benchmark import Benchmark, LoadEngine
 from client.bodies import BenchmarkBody
-from client.engine.run import run_load
-from client.engine.spec import LoadSpec
 from client.errors import BenchmarkBusyError, BenchmarkConflictError
 from client.exposition import ServiceMetrics
+from client.load.bench import Bench, run_bench
 from client.results import BenchmarkFiles, read_json, read_records
 from client.summary import result_entry
 
@@ -26,7 +25,7 @@ _ENDED_STATES = {"done", "failed", "cancelled"}
 class Benchmarks:
     """Starts, finds and cancels benchmarks. What ran in an earlier process is read from its files."""
 
-    def __init__(self, output_dir: Path, metrics: ServiceMetrics, engine: LoadEngine = run_load) -> None:
+    def __init__(self, output_dir: Path, metrics: ServiceMetrics, engine: LoadEngine = run_bench) -> None:
         self._output_dir = output_dir
         self._metrics = metrics
         self._engine = engine
@@ -54,10 +53,10 @@ class Benchmarks:
             raise BenchmarkConflictError(body.id)
         return body.id
 
-    def start(self, body: BenchmarkBody, make_spec: Callable[[], LoadSpec]) -> tuple[str, bool]:
+    def start(self, body: BenchmarkBody, make_bench: Callable[[], Bench]) -> tuple[str, bool]:
         """Return the id of the benchmark that ``body`` asks for, and whether it was started now.
 
-        ``make_spec`` is called only if it is to be started.
+        ``make_bench`` is called only if it is to be started.
 
         Raises:
             BenchmarkBusyError: another one is running.
@@ -71,12 +70,12 @@ class Benchmarks:
             running = self.running()
             if running is not None:
                 raise BenchmarkBusyError(running.id)
-            spec = make_spec()
+            bench = make_bench()
             benchmark_id = body.id or f"b-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
             files = BenchmarkFiles(self._output_dir, benchmark_id)
             files.create({"fingerprint": body.fingerprint(), "body": body.to_json()})
             body = replace(body, id=benchmark_id)
-            benchmark = Benchmark(benchmark_id, body, spec, files, self._metrics)
+            benchmark = Benchmark(benchmark_id, body, bench, files, self._metrics)
             self._live[benchmark_id] = benchmark
             benchmark.start(self._engine)
             return benchmark_id, True
@@ -123,20 +122,20 @@ class Benchmarks:
             "state": "failed",
             "error": "the service ended before this benchmark did",
         }
-        request = (read_json(files.request) or {}).get("body", {})
-        total = request.get("n_clients", 0) * request.get("n_requests_per_client", 0)
         state = summary["state"] if summary.get("state") in _ENDED_STATES else "failed"
-        has_figures = "metrics" in summary
-        figures = summary.get("metrics", {})
+        has_figures = "output_tokens_per_s" in summary
+        asked = (read_json(files.request) or {}).get("body", {})
+        expected = asked.get("n_clients", 0) * asked.get("n_requests_per_client", 0)
         return {
             "id": benchmark_id,
             "state": state,
             "started_at": summary.get("started_at"),
             "progress": {
-                "finished": figures.get("total", 0),
-                "total": total,
-                "failed": figures.get("failed", 0),
-                "tokens_per_s": figures.get("output_tokens_per_s", 0.0),
+                "doing": "",
+                "finished": summary.get("total", 0),
+                "total": summary.get("total", expected),
+                "failed": summary.get("failed", 0),
+                "tokens_per_s": summary.get("output_tokens_per_s", 0.0),
             },
             "error": summary.get("error"),
             "result": summary if has_figures else None,

@@ -120,6 +120,31 @@ class FieldReader:
             return float(value)
         return default
 
+    def numbers(self, name: str, low: float, high: float, most: int) -> tuple[float, ...] | None:
+        """Return a number, or the different ones of a list of at most ``most``, in its order; None if left out."""
+        value = self._body.get(name)
+        if value is None:
+            return None
+        found = value if isinstance(value, list) else [value]
+        is_usable = 0 < len(found) <= most and all(
+            isinstance(one, int | float) and not isinstance(one, bool) and low <= one <= high for one in found
+        )
+        if not is_usable or len(set(found)) < len(found):
+            allowed = f"a number from {low:g} to {high:g}, or a list of {most} different ones at most"
+            self.reject(name, f"is {_shown(value)}", allowed)
+            return None
+        return tuple(float(one) for one in found)
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
+        """Return one of ``allowed``, the first of them if it is left out."""
+        value = self._body.get(name)
+        if value is None:
+            return allowed[0]
+        if value not in allowed:
+            self.reject(name, f"is {_shown(value)}", list(allowed))
+            return allowed[0]
+        return str(value)
+
     def boolean(self, name: str, default: bool) -> bool:
         """Return true or false."""
         value = self._body.get(name)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from client.engine.run import encode, server_of
-from client.engine.spec import RequestSpec
+from client.bodies import Completion
 from client.load.once import Answered, ask_once
+from client.load.payloads import encode_request
 
 SIMPLE_TEST_PROMPT = "Why is the sky blue? Answer in one sentence."
 
 
-def run_query(spec: RequestSpec) -> Answered:
+def run_query(wanted: Completion) -> Answered:
     """Send one request and return its answer; failures are told in it."""
-    return ask_once(server_of(spec), encode(spec), spec.request_timeout_s)
+    request = encode_request(wanted.server, wanted.sampling, wanted.prompt)
+    return ask_once(wanted.server, request, wanted.timeout_s)
 
 
-def query_answer(spec: RequestSpec, answered: Answered) -> tuple[dict[str, Any], int]:
+def query_answer(wanted: Completion, answered: Answered) -> tuple[dict[str, Any], int]:
     """Return the JSON answer and the HTTP status for ``answered``.
 
     A failure of the LLM server is 502, its time-out 504. Ollama's durations are in nanoseconds, as Ollama's
@@ -25,7 +26,7 @@ def query_answer(spec: RequestSpec, answered: Answered) -> tuple[dict[str, Any],
     exchange, reply = answered.exchange, answered.reply
     first_s = min((at_s for at_s in (reply.first_reasoning_s, reply.first_content_s) if at_s == at_s), default=None)
     answer: dict[str, Any] = {
-        "model": spec.model,
+        "model": wanted.sampling.model,
         "request_time": exchange.eof_s - exchange.sent_s,
         "ttft_s": None if first_s is None else first_s - exchange.sent_s,
         "prompt_tokens": reply.prompt_tokens,

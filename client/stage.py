@@ -10,7 +10,7 @@ import requests
 
 from orchestrator.errors import ServiceAnswerError, StageError
 from orchestrator.metrics import Sample
-from orchestrator.recipe.document import Recipe
+from orchestrator.recipe.document import Job, Recipe
 from orchestrator.records import Endpoint
 from orchestrator.service import JobDraft, PlanContext, Role
 from orchestrator.stage import StageContext
@@ -59,7 +59,8 @@ class BenchmarkStage:
                 f"none of the {result['total_queries']} requests of the benchmark succeeded.\n"
                 f"{_failures(result)}\nEach request is recorded in {records}"
             )
-        return {**result, "records": str(records), **({"earlier": earlier} if earlier else {})}
+        told = {"records": str(records), "page": _write_page(context, records.parent)}
+        return {**result, **told, **({"earlier": earlier} if earlier else {})}
 
     def _measure(self, context: StageContext, benchmark_id: str, deadline: float) -> dict[str, Any]:
         """Return the figures of one benchmark; those of a server that was restarted meanwhile are not valid.
@@ -67,25 +68,11 @@ class BenchmarkStage:
         Raises:
             StageError: it did not end by ``deadline``, or the server was not there by then.
         """
-        job = context.recipe.job
-        total = job.service.n_clients * job.service.n_requests_per_client
         server = self._await_server(context, deadline)
-        body = {
-            "id": benchmark_id,
-            "background": True,
-            "n_clients": job.service.n_clients,
-            "n_requests_per_client": job.service.n_requests_per_client,
-            "prompt": job.service.prompt,
-            "max_tokens": job.benchmark.max_tokens,
-            "temperature": job.benchmark.temperature,
-            "seed": job.benchmark.seed,
-            "warmup_requests": job.benchmark.warmup_requests,
-            "request_timeout_s": job.service.request_timeout_s,
-            **({"ignore_eos": True} if job.benchmark.ignore_eos else {}),
-        }
-        context.progress.show_bar(self.name, 0, total, "")
+        body = _body(context.recipe.job, benchmark_id)
+        context.progress.show_bar(self.name, 0, None, "")
         self._ask(context, "POST", "/benchmark", body)
-        result, is_restarted = self._await(context, benchmark_id, total, server, deadline)
+        result, is_restarted = self._await(context, benchmark_id, server, deadline)
         context.fetch(self.role, context.run.benchmark / benchmark_id, ())
         if result["failed"] and not is_restarted:
             # A server that died under the load is known to be dead only when its heartbeat has stopped.
@@ -125,7 +112,7 @@ class BenchmarkStage:
             context.wait(POLL_S)
 
     def _await(
-        self, context: StageContext, benchmark_id: str, total: int, server: Endpoint, deadline: float
+        self, context: StageContext, benchmark_id: str, server: Endpoint, deadline: float
     ) -> tuple[dict[str, Any], bool]:
         """Return the figures of the benchmark once it has ended, and whether it was cut short as its server is gone."""
         path = f"/benchmark/{benchmark_id}"
@@ -133,10 +120,10 @@ class BenchmarkStage:
         while True:
             status = self._ask(context, "GET", path)
             progress = status["progress"]
-            detail = f"{progress['tokens_per_s']:.1f} tokens/s"
+            detail = f"{progress['doing']}, {progress['tokens_per_s']:.1f} tokens/s"
             if progress["failed"]:
                 detail += f", {progress['failed']} failed"
-            context.progress.show_bar(self.name, progress["finished"], total, detail)
+            context.progress.show_bar(self.name, progress["finished"], progress["total"], detail)
             if status["state"] == "done" or (status["state"] == "cancelled" and is_cut):
                 return status["result"], is_cut
             if status["state"] in {"failed", "cancelled"}:
@@ -191,6 +178,45 @@ class BenchmarkStage:
             return document
 
 
+def _body(job: Job, benchmark_id: str) -> dict[str, Any]:
+    """Return the body of ``POST /benchmark``, as client/README.md has it."""
+    load = job.benchmark.load
+    body: dict[str, Any] = {
+        "id": benchmark_id,
+        "background": True,
+        "max_tokens": job.benchmark.max_tokens,
+        "temperature": job.benchmark.temperature,
+        "seed": job.benchmark.seed,
+        "warmup_requests": job.benchmark.warmup_requests,
+        "request_timeout_s": job.service.request_timeout_s,
+        **load.model_dump(mode="json", exclude_none=True),
+    }
+    if load.counts_clients:
+        body |= {"n_clients": job.service.n_clients, "n_requests_per_client": job.service.n_requests_per_client}
+    if load.input_tokens is None:
+        body["prompt"] = job.service.prompt
+    if job.benchmark.ignore_eos:
+        body["ignore_eos"] = True
+    return body
+
+
+def _write_page(context: StageContext, folder: Path) -> str | None:
+    """Draw the benchmark's own report; return where it is below the run, or None, having told why."""
+    from client.errors import StorageError
+    from client.load.bench import errors_of
+    from client.load.columns import columns_of
+    from client.load.export import read_parquet, read_summary
+    from client.load.report import write_report
+
+    try:
+        summary, seen = read_summary(folder / "summary.json"), read_parquet(folder / "requests.parquet")
+        write_report(folder, summary, columns_of(seen), errors_of(seen))
+    except StorageError as error:
+        context.progress.say(f"benchmark: its own report could not be written: {error}")
+        return None
+    return str((folder / "report.html").relative_to(context.run.root))
+
+
 def _server(context: StageContext) -> Endpoint:
     engine = context.recipe.job.engine
     if engine is None:
@@ -220,34 +246,33 @@ def _limit(context: StageContext) -> str:
 
 
 def _failures(result: dict[str, Any]) -> str:
-    failures = {name: count for name, count in result["metrics"]["failures"].items() if count}
+    failures = {name: count for name, count in result["failures"].items() if count}
     return "Failures: " + (", ".join(f"{name} {count}" for name, count in failures.items()) or "none recorded")
 
 
 def _push(context: StageContext, result: dict[str, Any]) -> None:
-    metrics, model = result["metrics"], result["model"]
+    model = result["model"]
     samples = [
         Sample(
             "tokens_per_second", value, "Output tokens per second of one client.", {"model": model, "client_id": client}
         )
-        for client, value in metrics["tokens_per_second"].items()
+        for client, value in result["tokens_per_second"].items()
         if value is not None
     ]
     totals = {
         "benchmark_output_tokens_per_second": (
-            metrics["output_tokens_per_s"],
+            result["output_tokens_per_s"],
             "Output tokens per second of all clients.",
         ),
         "benchmark_requests_total": (result["total_queries"], "Requests sent."),
         "benchmark_requests_failed": (result["failed"], "Requests that failed."),
     }
-    for quantity in ("ttft_s", "itl_s", "e2e_s"):
+    for quantity in ("ttft", "itl", "e2e"):
         for statistic in ("mean", "p50", "p90", "p99"):
-            value = (metrics.get(quantity) or {}).get(statistic)
-            if value is not None:
-                name = f"benchmark_{quantity.removesuffix('_s')}_seconds"
-                help_text = "Latency as seen by the clients, in seconds."
-                samples.append(Sample(name, value, help_text, {"model": model, "statistic": statistic}))
+            value_ms = result[f"{quantity}_ms"][statistic]
+            if value_ms is not None:
+                name, help_text = f"benchmark_{quantity}_seconds", "Latency as seen by the clients, in seconds."
+                samples.append(Sample(name, value_ms / 1000, help_text, {"model": model, "statistic": statistic}))
     for name, (value, help_text) in totals.items():
         if value is not None:
             samples.append(Sample(name, value, help_text, {"model": model}))

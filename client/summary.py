@@ -3,61 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from client.bodies import BenchmarkBody
-from client.engine.metrics import compute_figures, invalid_reasons
-from client.engine.spec import LoadSpec, RequestRecord
+from client.load.bench import Bench, Outcome
+from client.load.export import Summary
 
-SCHEMA_VERSION = 1
 _CHUNKS_NOTE = (
     "the server sent no usage for some answers: their tokens are the chunks with text, "
     "fewer than the tokens where a chunk carries several"
 )
 
 
-def build_summary(
-    benchmark_id: str,
-    body: BenchmarkBody,
-    spec: LoadSpec,
-    records: list[RequestRecord],
-    *,
-    started_at: float | None,
-    cancelled: bool,
-) -> dict[str, Any]:
-    """Return what ``summary.json`` holds and what the answer has besides ``results``.
+class BenchmarkSummary(Summary, frozen=True, kw_only=True):
+    """``summary.json`` of a benchmark of the service: a load's summary, with the reference's fields beside.
 
-    ``started_at`` is the wall clock of the records' time zero, in seconds since the epoch.
-    ``avg_request_time`` is over all requests, failed ones included, as ``queries_per_second`` is; the
-    figures under ``metrics`` keep the two apart.
+    Attributes:
+        n_clients, n_requests_per_client: None where the load is not counted in clients.
+        total_time, queries_per_second: Over all requests, failed ones included, in seconds and per second; the
+            figures' own rates keep the two apart.
+        avg_request_time: From sending to the end, over all requests, in seconds; None without any.
+        request: The benchmark as asked for.
     """
-    figures = compute_figures(records, expected=body.total_requests)
-    reasons = invalid_reasons(figures, max_failed_share=body.max_failed_share, cancelled=cancelled)
-    times_s = [record.e2e_s for record in records if not record.warmup]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "id": benchmark_id,
-        "state": "cancelled" if cancelled else "done",
-        "started_at": started_at,
-        "model": spec.request.model,
-        "api": spec.request.api,
-        "server_url": spec.request.base_url,
-        "processes": min(spec.processes, spec.n_clients),
-        "n_clients": body.n_clients,
-        "n_requests_per_client": body.n_requests_per_client,
-        "total_queries": body.total_requests,
-        "successful": figures.successful,
-        "failed": figures.failed,
-        "total_time": figures.duration_s,
-        "avg_request_time": sum(times_s) / len(times_s) if times_s else None,
-        "queries_per_second": figures.total / figures.duration_s if figures.duration_s > 0 else 0.0,
-        "valid": not reasons,
-        "invalid_reasons": reasons,
-        "notes": [_CHUNKS_NOTE] if figures.tokens_source in {"chunks", "mixed"} else [],
-        "metrics": asdict(figures),
-        "request": body.to_json(),
-    }
+
+    id: str
+    state: Literal["done", "cancelled"]
+    model: str
+    api: str
+    server_url: str
+    n_clients: int | None
+    n_requests_per_client: int | None
+    total_queries: int
+    total_time: float
+    avg_request_time: float | None
+    queries_per_second: float
+    notes: tuple[str, ...]
+    request: dict[str, Any]
+
+
+def build_summary(benchmark_id: str, body: BenchmarkBody, bench: Bench, outcome: Outcome) -> BenchmarkSummary:
+    """Return what ``summary.json`` holds and what the answer has besides ``results``."""
+    found, columns = outcome.summary, outcome.main.analysis.columns
+    times_s = columns.eof_s - columns.sent_s
+    counted = body.counts_clients
+    return BenchmarkSummary(
+        **{name: getattr(found, name) for name in Summary.__struct_fields__},
+        id=benchmark_id,
+        state="cancelled" if outcome.was_cancelled else "done",
+        model=bench.sampling.model,
+        api=bench.server.api,
+        server_url=bench.server.url,
+        n_clients=body.n_clients if counted else None,
+        n_requests_per_client=body.n_requests_per_client if counted else None,
+        total_queries=found.total,
+        total_time=found.duration_s,
+        avg_request_time=float(times_s.mean()) if len(times_s) else None,
+        queries_per_second=found.total / found.duration_s if found.duration_s > 0 else 0.0,
+        notes=(_CHUNKS_NOTE,) if found.tokens_source in {"chunks", "mixed"} else (),
+        request=body.to_json(),
+    )
+
+
+def as_document(summary: BenchmarkSummary) -> dict[str, Any]:
+    """Return ``summary`` as JSON has it."""
+    document: dict[str, Any] = msgspec.to_builtins(summary)
+    return document
 
 
 def result_entry(record: Mapping[str, Any], model: str) -> dict[str, Any]:

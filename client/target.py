@@ -6,12 +6,14 @@ import json
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import SplitResult, urlsplit
 
-from client.engine.spec import Api
 from client.errors import SettingsError, TargetUnavailableError
+from client.load.spec import Api, Server
 
+Family = Literal["openai", "ollama"]
+_APIS: dict[Family, Api] = {"openai": "openai-chat", "ollama": "ollama-generate"}
 OLLAMA_PORT = 11434
 _PROBE_TIMEOUT_S = 0.5
 
@@ -21,8 +23,12 @@ class Target:
     """An LLM server. ``url`` has no trailing slash and no ``/v1``; ``model`` is what it serves, if known."""
 
     url: str
-    api: Api
+    api: Family
     model: str | None
+
+    def server(self, token: str | None) -> Server:
+        """Return this server as the load engine wants it, asked with ``token``."""
+        return Server(self.url, _APIS[self.api], token)
 
     @property
     def host(self) -> str:
@@ -77,7 +83,7 @@ class EndpointRecord:
 
     path: Path
     model: str | None = None
-    api: Api | None = None
+    api: Family | None = None
 
     def resolve(self) -> Target:
         """Return the server of the record as it is now.

@@ -42,8 +42,8 @@ class Progress(Protocol):
         """Show the state of jobs: of all, or of the latest of ``count``."""
         ...
 
-    def show_bar(self, name: str, done: int, total: int, detail: str) -> None:
-        """Show how far something is; ``done == total`` ends it."""
+    def show_bar(self, name: str, done: int, total: int | None, detail: str) -> None:
+        """Show how far something is; ``done == total`` ends it, None is not known."""
         ...
 
 
@@ -51,6 +51,10 @@ def make_progress(stream: TextIO | None = None) -> Progress:
     """Return the display that fits ``stream`` (standard error if None)."""
     console = Console(file=stream or sys.stderr)
     return LiveProgress(console) if console.is_terminal else PlainProgress(stream or sys.stderr)
+
+
+def _of(done: int, total: int | None) -> str:
+    return str(done) if total is None else f"{done}/{total}"
 
 
 def elapsed(seconds: float) -> str:
@@ -102,12 +106,12 @@ class PlainProgress:
                 self._shown[job.name] = shown
                 self.say(line)
 
-    def show_bar(self, name: str, done: int, total: int, detail: str) -> None:
+    def show_bar(self, name: str, done: int, total: int | None, detail: str) -> None:
         last_done, last_at = self._bars.get(name, (-1, -self.BAR_EVERY_S))
         now = time.monotonic()
         if done != last_done and (done == total or now - last_at >= self.BAR_EVERY_S):
             self._bars[name] = (done, now)
-            self.say(f"{name}: {done}/{total} {detail}".rstrip())
+            self.say(f"{name}: {_of(done, total)} {detail}".rstrip())
 
 
 class LiveProgress:
@@ -118,7 +122,7 @@ class LiveProgress:
         self._started = time.monotonic()
         self._jobs: Sequence[TrackedJob] = ()
         self._count = 0
-        self._bars: dict[str, tuple[int, int, str]] = {}
+        self._bars: dict[str, tuple[int, int | None, str]] = {}
         self._ended: dict[str, float] = {}
         # Live asks for a first picture at once.
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
@@ -145,7 +149,7 @@ class LiveProgress:
             if job.state.is_final:
                 self._ended.setdefault(job.name, time.time())
 
-    def show_bar(self, name: str, done: int, total: int, detail: str) -> None:
+    def show_bar(self, name: str, done: int, total: int | None, detail: str) -> None:
         self._bars[name] = (done, total, detail)
 
     def _render(self) -> RenderableType:
@@ -175,8 +179,8 @@ class LiveProgress:
         if self._bars:
             bars = Table.grid(padding=(0, 1))
             for name, (done, total, detail) in self._bars.items():
-                bar = ProgressBar(total=max(1, total), completed=done, width=24)
-                bars.add_row(Text(name, style="bold"), bar, f"{done}/{total}", Text(detail, overflow="ellipsis"))
+                bar = ProgressBar(None if total is None else max(1, total), completed=done, width=24)
+                bars.add_row(Text(name, style="bold"), bar, _of(done, total), Text(detail, overflow="ellipsis"))
             parts.append(bars)
         return Group(*parts)
 

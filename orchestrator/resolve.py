@@ -102,7 +102,8 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
     if engine is None:
         engine, why = find_engine(model)
         notes.append(f"engine: {engine.kind}, because {why}")
-    processes = job.benchmark.processes or min(MAX_LOAD_PROCESSES, -(-job.service.n_clients // CLIENTS_PER_PROCESS))
+    clients = max(job.benchmark.load.concurrency or (job.service.n_clients,))
+    processes = job.benchmark.processes or min(MAX_LOAD_PROCESSES, -(-clients // CLIENTS_PER_PROCESS))
     resources = {}
     for role in ROLES:
         place = places[hosts[role]]

@@ -121,16 +121,15 @@ def headline(summary: dict[str, Any]) -> list[str]:
     if served:
         lines.append(f"Served     {served.get('model')} with {served.get('engine')} on {served.get('node')}")
     benchmark = (summary.get("stages") or {}).get("benchmark") or {}
-    metrics = benchmark.get("metrics") or {}
-    if metrics:
+    if "output_tokens_per_s" in benchmark:
         lines.append(
             f"Benchmark  {benchmark.get('successful')}/{benchmark.get('total_queries')} requests, "
-            f"{_number(metrics.get('output_tokens_per_s'), '.1f')} output tokens/s"
+            f"{_number(benchmark.get('output_tokens_per_s'), '.1f')} output tokens/s"
         )
         if benchmark.get("valid") is False:
             reasons = "; ".join(str(reason) for reason in benchmark.get("invalid_reasons") or []) or "no reason given"
             lines.append(f"           NOT VALID for publication: {reasons}")
-        ttft, itl = metrics.get("ttft_s") or {}, metrics.get("itl_s") or {}
+        ttft, itl = benchmark.get("ttft_ms") or {}, benchmark.get("itl_ms") or {}
         lines.append(
             f"           TTFT p50 {_ms(ttft.get('p50'))} p99 {_ms(ttft.get('p99'))}, "
             f"ITL p50 {_ms(itl.get('p50'))} p99 {_ms(itl.get('p99'))}"
@@ -155,4 +154,4 @@ def _number(value: Any, form: str) -> str:
 
 
 def _ms(value: Any) -> str:
-    return f"{value * 1000:.1f} ms" if isinstance(value, (int, float)) else "-"
+    return f"{value:.1f} ms" if isinstance(value, (int, float)) else "-"

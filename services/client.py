@@ -12,7 +12,7 @@ from orchestrator.service import Check, JobDraft, PlanContext, Role, Target
 from services.exporters import node_exporter
 from services.programs import missing_packages
 
-PACKAGES = ("flask", "waitress", "msgspec", "numpy", "prometheus_client", "uvloop")
+PACKAGES = ("flask", "waitress", "msgspec", "numpy", "prometheus_client", "pyarrow", "uvloop")
 
 
 @dataclass(frozen=True)

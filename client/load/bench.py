@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,10 @@ import numpy as np
 
 from client.load.analysis import Analysis, Options, analyse
 from client.load.arrivals import constant_arrivals, gamma_arrivals, poisson_arrivals
-from client.load.export import Summary, encode_summary, points_csv, summarise, write_jsonl, write_parquet, write_private
+from client.load.export import Summary, points_csv, summarise, write_jsonl, write_parquet, write_private
 from client.load.figures import metrics_of
 from client.load.payloads import encode_requests
 from client.load.repeats import combine
-from client.load.report import write_report
 from client.load.rows import MEASURED
 from client.load.run import Measurement, Progress, measure, scratch
 from client.load.saturation import LoadKind, Point, RateSearch, find_capacity, find_knee, point_of
@@ -24,7 +24,8 @@ from client.load.server_side import ServerSide
 from client.load.shapes import ClosedLoop, How, OpenLoop, Shape, choose_processes, deal_out
 from client.load.slo import Slo
 from client.load.spec import Conversation, Prompt, Sampling, Server
-from client.load.validity import Limits, invalid_reasons
+from client.load.validity import CANCELLED, Limits, invalid_reasons
+from client.load.watch import Target
 
 MAX_ERRORS_TOLD = 20
 # Texts joined of pieces may be cut into tokens in other ways than they were made.
@@ -57,6 +58,8 @@ class Bench:
         loads: One for a single measurement, several for a sweep.
         finds_capacity: Search the highest rate that meets ``slos``, from the first of ``loads`` on.
         requests: Of each measurement; None for as many as fit into ``duration_s``.
+        requests_per_client: Of each client of a closed loop, in the place of ``requests``.
+        exporters: Of the server's machines; without any, those at the usual ports of its host, if they answer.
         count_answer: Counts the tokens of generated texts, which are then kept, against the server's own count.
         about: For the summary; no secrets.
     """
@@ -68,6 +71,7 @@ class Bench:
     loads: tuple[float, ...]
     conversations: tuple[Conversation, ...] = ()
     requests: int | None = None
+    requests_per_client: int | None = None
     duration_s: float | None = None
     arrivals: Arrivals = Arrivals()
     ramp_s: float = 0.0
@@ -81,13 +85,14 @@ class Bench:
     limits: Limits = field(default_factory=Limits)
     warmup_s: float = 0.0
     cooldown_s: float = 0.0
+    exporters: tuple[Target, ...] = ()
     count_answer: Callable[[str], int] | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     def shape(self, load: float, repeat: int = 0) -> Shape:
         """Return the shape of one measurement; repeats of an open loop have other arrivals."""
         if self.kind == "concurrency":
-            return ClosedLoop(int(load), requests=self.requests, duration_s=self.duration_s, ramp_s=self.ramp_s)
+            return ClosedLoop(int(load), self.requests, self.requests_per_client, self.duration_s, self.ramp_s)
         if self.arrivals.fixed:
             return OpenLoop(self.arrivals.fixed)
         seed = self.seed + 1000 * repeat
@@ -98,6 +103,20 @@ class Bench:
         else:
             times = gamma_arrivals(load, self.arrivals.burstiness, seed, self.requests, self.duration_s)
         return OpenLoop(tuple(float(at_s) for at_s in times))
+
+    def expected(self, load: float) -> int | None:
+        """Return how many requests a measurement has; None where something else ends it."""
+        if self.duration_s is not None or self.conversations:
+            return None
+        if self.arrivals.fixed:
+            return len(self.arrivals.fixed)
+        return self.requests if self.requests_per_client is None else int(load) * self.requests_per_client
+
+    @property
+    def total(self) -> int | None:
+        """How many requests all measurements have; None where that is not known."""
+        known = [count for load in self.loads if (count := self.expected(load)) is not None]
+        return sum(known) * self.repeats if len(known) == len(self.loads) and not self.finds_capacity else None
 
 
 @dataclass(frozen=True)
@@ -118,11 +137,13 @@ class Outcome:
     Attributes:
         told: Each measurement, in order.
         main: The one whose figures are the summary's.
+        was_cancelled: Whether something of it was not measured.
     """
 
     summary: Summary
     told: tuple[Told, ...]
     main: Told
+    was_cancelled: bool
 
 
 Tell = Callable[[str, Progress | None], None]
@@ -147,11 +168,8 @@ def run_bench(
     """
     running = _Running(bench, tell, is_cancelled, on_start)
     adds_ms = running.check() if bench.has_self_check else None
-    if bench.finds_capacity:
-        told = running.search(adds_ms)
-    else:
-        told = [running.one(load, repeat, adds_ms) for load in bench.loads for repeat in range(bench.repeats)]
-    return _conclude(bench, told, adds_ms)
+    told = running.search(adds_ms) if bench.finds_capacity else running.all(adds_ms)
+    return _conclude(bench, told, adds_ms, running.was_cut)
 
 
 class _Running:
@@ -160,6 +178,7 @@ class _Running:
     ) -> None:
         self._bench, self._tell, self._is_cancelled, self._on_start = bench, tell, is_cancelled, on_start
         self._bodies = encode_requests(bench.server, bench.sampling, bench.prompts)
+        self.was_cut = False
         self._has_many = len(bench.loads) * bench.repeats > 1 or bench.finds_capacity
 
     def check(self) -> float:
@@ -179,31 +198,44 @@ class _Running:
         with scratch() as folder:
             talks = (bench.sampling, bench.conversations) if bench.conversations else None
             plans = deal_out(bench.server, self._bodies, shape, bench.how, processes, folder, talks)
-            with ServerSide(bench.server) as side:
-                seen = measure(
-                    plans,
-                    folder,
-                    self._is_cancelled,
-                    lambda progress: self._tell(name, progress),
-                    lambda started_at, _zero_s: self._on_start(started_at),
-                )
+            with ServerSide(bench.server, bench.exporters) as side:
+
+                def started(started_at: float, zero_s: float) -> None:
+                    side.zero_s = zero_s
+                    self._on_start(started_at)
+
+                seen = measure(plans, folder, self._is_cancelled, lambda progress: self._tell(name, progress), started)
         options = Options(
             warmup_s=bench.warmup_s,
             cooldown_s=bench.cooldown_s,
-            expected=None if bench.duration_s is not None or bench.conversations else shape.expected,
+            expected=bench.expected(load),
             slos=bench.slos,
             seed=bench.seed,
         )
         analysis = analyse(seen, options)
         may_overdrive = self._has_many and bench.kind == "rate"
         reasons = invalid_reasons(analysis.figures, bench.limits, adds_ms, may_overdrive)
-        return Told(load, seen, analysis, tuple(reasons), side.figures())
+        server = side.figures(analysis.figures.window_s, analysis.figures.output_tokens_per_s)
+        return Told(load, seen, analysis, tuple(reasons), server)
+
+    def all(self, adds_ms: float | None) -> list[Told]:
+        """Measure each load as often as it is to be repeated; once it is cancelled, nothing more is begun."""
+        found: list[Told] = []
+        for load, repeat in itertools.product(self._bench.loads, range(self._bench.repeats)):
+            if found and self._is_cancelled():
+                self.was_cut = True
+                break
+            found.append(self.one(load, repeat, adds_ms))
+        return found
 
     def search(self, adds_ms: float | None) -> list[Told]:
         """Measure rates until the highest one that meets the objectives is known."""
         bench, found = self._bench, list[Told]()
         search = RateSearch(first=bench.loads[0])
-        while (rate := search.next_rate) is not None and not self._is_cancelled():
+        while (rate := search.next_rate) is not None:
+            if found and self._is_cancelled():
+                self.was_cut = True
+                break
             told = self.one(rate, 0, adds_ms)
             found.append(told)
             point = _point(bench, told)
@@ -215,7 +247,7 @@ def _point(bench: Bench, told: Told) -> Point:
     return point_of(bench.kind, told.load, told.analysis.figures, not told.reasons)
 
 
-def _conclude(bench: Bench, told: Sequence[Told], adds_ms: float | None) -> Outcome:
+def _conclude(bench: Bench, told: Sequence[Told], adds_ms: float | None, was_cut: bool) -> Outcome:
     is_sweep = len({item.load for item in told}) > 1
     points = tuple(_point(bench, item) for item in told)
     knee = find_knee(points) if is_sweep else None
@@ -227,12 +259,15 @@ def _conclude(bench: Bench, told: Sequence[Told], adds_ms: float | None) -> Outc
     elif bench.repeats > 1:
         more["repeats"] = combine([metrics_of(item.analysis.figures) for item in told])
     reasons = list(dict.fromkeys(reason for item in told for reason in item.reasons)) if not is_sweep else main.reasons
+    was_cancelled = was_cut or any(item.measurement.was_cancelled for item in told)
+    if was_cancelled:
+        reasons = list(dict.fromkeys([*reasons, CANCELLED]))
     about = {**bench.about, "server_side": main.server, "numpy": np.__version__}
     if bench.count_answer is not None:
         about["token_check"], doubts = check_tokens(main.measurement, bench.count_answer)
         reasons = [*reasons, *doubts]
     summary = summarise(main.analysis.figures, main.measurement.started_at, reasons, about, **more)
-    return Outcome(summary, tuple(told), main)
+    return Outcome(summary, tuple(told), main, was_cancelled)
 
 
 def check_tokens(seen: Measurement, count: Callable[[str], int]) -> tuple[dict[str, int], list[str]]:
@@ -265,17 +300,15 @@ def _main(told: Sequence[Told], knee: float | None, good: float | None) -> Told:
     return told[-1]
 
 
-def write_files(outcome: Outcome, folder: Path, with_jsonl: bool = True, with_report: bool = True) -> None:
-    """Write everything that was found into ``folder``, which is there already.
+def write_files(outcome: Outcome, folder: Path) -> None:
+    """Write what was measured into ``folder``, which is there already; ``summary.json`` and the page come on top.
 
     Raises:
         StorageError: a file cannot be written.
     """
     summary, main = outcome.summary, outcome.main
-    write_private(folder / "summary.json", encode_summary(summary))
     write_parquet(main.measurement, folder / "requests.parquet")
-    if with_jsonl:
-        write_jsonl(main.measurement, folder / "requests.jsonl")
+    write_jsonl(main.measurement, folder / "requests.jsonl")
     if summary.points:
         write_private(folder / "points.csv", points_csv(summary.points).encode())
     if len(outcome.told) > 1:
@@ -283,8 +316,6 @@ def write_files(outcome: Outcome, folder: Path, with_jsonl: bool = True, with_re
             point = folder / "points" / f"{number:03d}_{item.load:g}"
             point.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_parquet(item.measurement, point / "requests.parquet")
-    if with_report:
-        write_report(folder, summary, main.analysis.columns, errors_of(main.measurement))
 
 
 def errors_of(seen: Measurement) -> list[str]:

@@ -73,15 +73,18 @@ def divide(sums: Floats, counts: Floats) -> Floats:
 
 
 def percentile_replicates(shares: Floats, share: float, level: float, ordered: Floats) -> Floats:
-    """Return the percentile in each resample.
+    """Return the percentile in each resample, NaN in one without samples.
 
     Args:
-        shares: Share of samples at or below the percentile in each resample.
+        shares: Share of samples at or below the percentile in each resample; NaN where it has none.
         share: That share in the sample itself.
         level: The percentile, 0 to 1.
         ordered: The samples, ascending.
     """
-    return quantiles(ordered, np.clip(level - (shares - share), 0.0, 1.0))
+    levels = np.clip(level - (shares - share), 0.0, 1.0)
+    found, has_samples = np.full(len(levels), np.nan), ~np.isnan(levels)
+    found[has_samples] = quantiles(ordered, levels[has_samples])
+    return found
 
 
 def quantiles(ordered: Floats, levels: Floats) -> Floats:

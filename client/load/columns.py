@@ -1,6 +1,6 @@
 """Requests of a measurement as columns: every latency of every request at once.
 
-Definitions are those of client/engine/metrics.py: the first token is the first piece with text in it, reasoning
+Definitions, over requests that succeeded: the first token is the first piece with text in it, reasoning
 included; a chunk holds one token where the tokens exceed the chunks by at most one (the unseen end-of-sequence token),
 else tokens / chunks; TPOT divides the time from the first to the last piece by the tokens after the first arrival. Each
 latency exists twice: from sending ("service time"), and from the time at which it was meant to be sent.

@@ -17,8 +17,9 @@ import msgspec
 
 from client.errors import ClientServiceError, StorageError, WorkloadError
 from client.load.bench import Outcome, errors_of, run_bench, write_files
-from client.load.export import Summary
+from client.load.export import Summary, encode_summary, write_private
 from client.load.inputs import DEFAULT_REQUESTS, Wanted, make_bench
+from client.load.report import write_report
 from client.load.run import Progress
 from client.load.saturation import LoadKind
 from client.load.show import show_summary
@@ -84,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     verdict.add_argument("--max-failed-share", type=float, default=0.0, metavar="X", help="of requests (0)")
     verdict.add_argument("--check-tokens", action="store_true", help="count answers with --tokenizer too")
     verdict.add_argument("--no-self-check", action="store_true", help="do not measure what the client adds")
+    verdict.add_argument(
+        "--exporter", action="append", default=[], metavar="URL", help="of the server's machine or GPUs; again for more"
+    )
     verdict.add_argument("--output", type=Path, metavar="DIR", help="folder of the results; a new one in output/bench")
     verdict.add_argument("--cache", type=Path, default=PROJECT / "output" / "cache", metavar="DIR", help="of data sets")
     verdict.add_argument("--keep-responses", action="store_true", help="keep the generated texts")
@@ -103,6 +107,8 @@ def main(argv: Sequence[str]) -> int:
         outcome = run_bench(bench, teller.tell, lambda: bool(stopping))
         teller.close()
         write_files(outcome, folder)
+        write_report(folder, outcome.summary, outcome.main.analysis.columns, errors_of(outcome.main.measurement))
+        write_private(folder / "summary.json", encode_summary(outcome.summary))
     except ClientServiceError as error:
         teller.close()
         sys.stderr.write(f"orch: {error}\n")
@@ -142,6 +148,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         temperature=options.temperature,
         ignore_eos=options.ignore_eos,
         seed=options.seed,
+        sampling_seed=options.seed,
         arrivals=options.arrivals,
         burstiness=options.burstiness,
         ramp_s=options.ramp,
@@ -157,6 +164,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         keeps_text=options.keep_responses,
         has_self_check=not options.no_self_check,
         checks_tokens=options.check_tokens,
+        exporters=tuple(options.exporter),
     )
 
 

@@ -1,7 +1,7 @@
 """A measurement's files: ``requests.parquet``, ``requests.jsonl``, ``summary.json`` and ``points.csv``.
 
 The Parquet file holds everything that the engine saw, so that figures can be computed anew, with other objectives or
-another window. The JSON lines have the names of client.engine.spec.RequestRecord where they mean the same.
+another window.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import msgspec
 import numpy as np
 
 from client.errors import StorageError
+from client.load.driver import FINISH_REASONS
 from client.load.figures import Figures
 from client.load.repeats import Estimate
-from client.load.row_fields import fields_of
 from client.load.rows import ROW, WARMUP
 from client.load.run import Measurement
 from client.load.saturation import Capacity, Knee, Point
+from client.load.spec import ERROR_CLASSES
 from client.load.worker import WorkerReport
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ FORMAT = 1
 _META = b"orch.measurement"
 _PLACES = ("gap_start", "gap_count")
 _DIGITS = 6
+_TIMES = (
+    "intended_s", "sent_s", "eof_s", "first_byte_s", "first_reasoning_s", "first_content_s", "last_token_s",
+)  # fmt: skip
 
 
 class _Meta(msgspec.Struct):
@@ -161,13 +165,34 @@ def iter_records(measurement: Measurement) -> Iterator[dict[str, Any]]:
 
 
 def _record(row: dict[str, Any], measurement: Measurement, note: dict[str, Any]) -> dict[str, Any]:
+    times = {f"{name.removesuffix('_s')}_at_s": _told(row[name]) for name in _TIMES}
+    firsts = [at_s for at_s in (times["first_reasoning_at_s"], times["first_content_at_s"]) if at_s is not None]
     gaps = measurement.gaps[row["gap_start"] : row["gap_start"] + row["gap_count"]]
-    fields = fields_of(row, note)
-    record = {name: round(value, _DIGITS) if isinstance(value, float) else value for name, value in fields.items()}
-    record["chunk_gaps_s"] = np.round(gaps, _DIGITS).tolist()
+    record = {
+        "client_id": row["client"] if row["client"] >= 0 else None,
+        "index": row["index"],
+        **times,
+        "first_token_at_s": min(firsts, default=None),
+        "prompt_tokens": row["prompt_tokens"] if row["prompt_tokens"] >= 0 else None,
+        "completion_tokens": row["completion_tokens"],
+        "tokens_source": "usage" if row["usage_tokens"] >= 0 else "chunks" if row["chunks"] else None,
+        "chunks": row["chunks"],
+        "chunk_gaps_s": np.round(gaps, _DIGITS).tolist(),
+        "finish_reason": FINISH_REASONS[row["finish"]] or None,
+        "http_status": row["status"] or None,
+        "error_class": ERROR_CLASSES[row["error"]] if row["error"] >= 0 else None,
+        "error": note.get("error"),
+        "text_length": row["text_length"],
+        "loop_lag_s": _told(row["loop_lag_s"]),
+        "warmup": row["phase"] == WARMUP,
+    }
     if "text" in note:
         record |= {"text": note["text"], "reasoning": note.get("reasoning", "")}
     return record
+
+
+def _told(seconds: float) -> float | None:
+    return round(seconds, _DIGITS) if seconds == seconds else None
 
 
 def write_jsonl(measurement: Measurement, path: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from client.errors import WorkloadError
 from client.load.bench import Arrivals, Bench
 from client.load.conversations import recorded_conversations, synthetic_conversations
@@ -23,6 +25,7 @@ from client.load.synthetic import CalibratedText, ExactText, TextMaker, calibrat
 from client.load.tokenizing import Counting, EstimatedCounter, TokenCounter, TokenizerCounter
 from client.load.traces import Trace, read_trace
 from client.load.validity import Limits
+from client.load.watch import exporter_at
 from client.load.workload import Limits as TokenLimits
 from client.load.workload import PlannedPrompt, Workload, one_prompt, sampled, shared_prefixes, synthetic, trace_prompts
 
@@ -39,6 +42,7 @@ _COUNTINGS: dict[Api, Counting] = {
 }
 MAX_CONCURRENCY = 100_000
 MAX_REQUESTS = 10_000_000
+MAX_PROMPT_TOKENS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,14 @@ class Wanted:
     Attributes:
         dataset: A file, a folder, or ``hf:OWNER/NAME[:SPLIT[:COLUMN]]``.
         loads: Requests at once, or per second; several make a sweep.
+        requests_per_client: In the place of ``requests``, where loads are requests at once.
         shared_prefixes: How many beginnings synthetic prompts share, and how long they are.
         turns: How many turns synthetic conversations have.
         is_multi_turn: Send a data set's conversations turn by turn.
         think_s: How long users think between turns.
+        seed: Of what is drawn here: prompts, lengths, arrivals.
+        sampling_seed: Sent to the server.
+        exporters: URLs of Prometheus exporters on the server's machines.
     """
 
     server: Server
@@ -59,6 +67,7 @@ class Wanted:
     kind: LoadKind = "concurrency"
     loads: tuple[float, ...] = (1.0,)
     requests: int | None = None
+    requests_per_client: int | None = None
     duration_s: float | None = None
     prompt: str | None = None
     system: str | None = None
@@ -78,6 +87,7 @@ class Wanted:
     temperature: float | None = None
     ignore_eos: bool = False
     seed: int = 0
+    sampling_seed: int | None = None
     arrivals: str = "poisson"
     burstiness: float = 1.0
     ramp_s: float = 0.0
@@ -93,6 +103,7 @@ class Wanted:
     keeps_text: bool = False
     has_self_check: bool = True
     checks_tokens: bool = False
+    exporters: tuple[str, ...] = ()
 
 
 def make_bench(wanted: Wanted) -> Bench:
@@ -107,10 +118,10 @@ def make_bench(wanted: Wanted) -> Bench:
     if wanted.trace is not None:
         trace = read_trace(wanted.trace, wanted.trace_speed, wanted.requests, wanted.duration_s)
     requests = wanted.requests
-    if requests is None and wanted.duration_s is None and trace is None:
+    if requests is None and wanted.requests_per_client is None and wanted.duration_s is None and trace is None:
         requests = DEFAULT_REQUESTS
     sampling = Sampling(
-        wanted.model, wanted.max_tokens, wanted.temperature, wanted.seed, wanted.ignore_eos, wanted.system
+        wanted.model, wanted.max_tokens, wanted.temperature, wanted.sampling_seed, wanted.ignore_eos, wanted.system
     )
     conversations = _conversations(wanted, sampling, requests)
     if conversations:
@@ -130,6 +141,7 @@ def make_bench(wanted: Wanted) -> Bench:
         kind="rate" if trace is not None else wanted.kind,
         loads=(len(fixed) / fixed[-1] if fixed[-1] > 0 else float(len(fixed)),) if fixed else wanted.loads,
         requests=requests,
+        requests_per_client=wanted.requests_per_client,
         duration_s=wanted.duration_s,
         arrivals=Arrivals(wanted.arrivals, wanted.burstiness, fixed),
         ramp_s=wanted.ramp_s,
@@ -144,6 +156,7 @@ def make_bench(wanted: Wanted) -> Bench:
         limits=Limits(failed_share=wanted.max_failed_share),
         warmup_s=wanted.warmup_s,
         cooldown_s=wanted.cooldown_s,
+        exporters=tuple(exporter_at(url) for url in wanted.exporters),
         about={
             "url": wanted.server.url,
             "api": wanted.server.api,
@@ -167,6 +180,14 @@ def _check(wanted: Wanted) -> None:
         raise WorkloadError("--check-tokens counts with the model's tokenizer: give --tokenizer DIR")
     if wanted.shared_prefixes is not None and wanted.input_tokens is None:
         raise WorkloadError("--shared-prefixes needs --input-tokens: how long the rest of each prompt is")
+    if (tokens := _prompt_tokens(wanted)) > MAX_PROMPT_TOKENS:
+        raise WorkloadError(f"the prompts would have {tokens:.0f} tokens in all; at most {MAX_PROMPT_TOKENS}")
+    if wanted.ignore_eos and wanted.server.api.startswith("ollama"):
+        raise WorkloadError("--ignore-eos: Ollama has no such option")
+    _check_load(wanted)
+
+
+def _check_load(wanted: Wanted) -> None:
     for load in wanted.loads:
         if not 0 < load <= (MAX_CONCURRENCY if wanted.kind == "concurrency" else 1e6):
             raise WorkloadError(f"{wanted.kind} = {load:g}: a number above 0, {MAX_CONCURRENCY} at most")
@@ -174,10 +195,26 @@ def _check(wanted: Wanted) -> None:
             raise WorkloadError(f"concurrency = {load:g}: a whole number")
     if wanted.requests is not None and not 1 <= wanted.requests <= MAX_REQUESTS:
         raise WorkloadError(f"requests = {wanted.requests}: from 1 to {MAX_REQUESTS}")
+    if wanted.kind == "rate" and (wanted.duration_s or 0.0) * max(wanted.loads) > MAX_REQUESTS:
+        raise WorkloadError(f"rate × duration: {MAX_REQUESTS} requests at most")
     if wanted.finds_capacity and wanted.kind != "rate":
         raise WorkloadError("--find-capacity searches a rate: give --rate, where it begins")
-    if wanted.ignore_eos and wanted.server.api.startswith("ollama"):
-        raise WorkloadError("--ignore-eos: Ollama has no such option")
+
+
+def _prompt_tokens(wanted: Wanted) -> float:
+    """Return how many tokens synthetic prompts have together, if they are long for their distribution."""
+    if wanted.input_tokens is None:
+        return 0.0
+
+    def most(text: str, option: str) -> float:
+        return float(parse_lengths(text, option).at(np.array([0.99]))[0])
+
+    each = most(wanted.input_tokens, "--input-tokens")
+    if wanted.shared_prefixes is not None:
+        each += most(wanted.shared_prefixes[1], "--shared-prefixes")
+    if wanted.turns is not None:
+        each *= most(wanted.turns, "--turns")
+    return each * (wanted.requests or MOST_PROMPTS)
 
 
 def _workload(wanted: Wanted, sampling: Sampling, trace: Trace | None, requests: int | None) -> Workload:

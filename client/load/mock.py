@@ -1,12 +1,14 @@
 """A server that knows the truth: ``python -m client.load.mock``. It answers as it is told by the model's name.
 
-``mock:ttft=0.05,itl=0.005,tokens=64`` streams 64 tokens, the first after 50 ms, one each 5 ms. Further words: ``role``
+``mock:ttft=0.05,itl=0.005,tokens=64`` streams 64 tokens, the first after 50 ms, one each 5 ms; semicolons do as well,
+for clients that take a name with commas for several. Further words: ``role``
 (a chunk without text at once), ``per_chunk=N`` (tokens in one chunk), ``empty`` (an empty piece before the first),
 ``nousage``, ``cut=N`` (the connection ends after N pieces), ``status=503``, ``stall=N`` (nothing after N pieces),
 ``slow_head`` (the head comes byte by byte), ``error=N`` (an error in the stream after N pieces), ``close`` (the body
 ends with the connection), ``reasoning=N`` (the first N pieces are reasoning).
 
-``GET /truth`` tells when pieces were really sent, and forgets it: the delays of first pieces and the gaps, in seconds.
+``GET /truth`` tells what was really sent, and forgets it: the delays of first pieces and the gaps, in seconds and in
+the order of sending, and how many connections began to carry answers.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import asyncio
 import gc
 import heapq
 import os
+import re
 import socket
 import sys
 from array import array
@@ -28,8 +31,10 @@ import msgspec
 import uvloop
 
 from client.load.clock import Alarm
+from client.load.spec import PATHS
 
 PREFIX = "mock:"
+_MODEL = re.compile(rb'"model": ?"([^"]+)"')
 _SSE = b"Content-Type: text/event-stream\r\n"
 _NDJSON = b"Content-Type: application/x-ndjson\r\n"
 
@@ -59,7 +64,7 @@ def read_behaviour(model: str) -> Behaviour:
     Raises:
         ValueError: it asks for something unknown.
     """
-    words = [word.partition("=") for word in model.removeprefix(PREFIX).split(",") if word]
+    words = [word.partition("=") for word in re.split("[,;]", model.removeprefix(PREFIX)) if word]
     document = {name: (value if equals else True) for name, equals, value in words}
     try:
         return msgspec.convert(document, Behaviour, strict=False)
@@ -89,6 +94,8 @@ class Script(msgspec.Struct, frozen=True):
 
 def make_script(path: str, model: str) -> Script:
     """Return the answer to a request for ``model`` at ``path``."""
+    if path not in PATHS.values():
+        return Script(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", b"", (), b"", 0.0, 0.0)
     how = read_behaviour(model)
     is_ollama = path.startswith("/api/")
     if how.status != 200:
@@ -151,10 +158,12 @@ class Truth:
     def __init__(self) -> None:
         self.first_s = array("d")
         self.gaps_s = array("d")
+        self.connections = 0
 
     def take(self) -> bytes:
         """Return it as JSON, and forget it."""
-        text = msgspec.json.encode({"first_s": self.first_s.tolist(), "gaps_s": self.gaps_s.tolist()})
+        told = {"first_s": self.first_s.tolist(), "gaps_s": self.gaps_s.tolist(), "connections": self.connections}
+        text = msgspec.json.encode(told)
         self.__init__()  # type: ignore[misc]
         return text
 
@@ -232,6 +241,7 @@ class MockConnection(asyncio.Protocol):
         self.stage, self._token = stage, token
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
+        self._is_counted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -280,8 +290,8 @@ class MockConnection(asyncio.Protocol):
         if self._token is not None and b"Authorization: Bearer " + self._token not in head:
             self.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
             return
-        start = body.find(b'"model":"') + 9
-        model = body[start : body.find(b'"', start)]
+        found = _MODEL.search(body)
+        model = found[1] if found else b""
         key = path + b" " + model
         script = self.stage.scripts.get(key)
         if script is None:
@@ -289,6 +299,9 @@ class MockConnection(asyncio.Protocol):
         self._play(script, now_s)
 
     def _play(self, script: Script, now_s: float) -> None:
+        if script.pieces and not self._is_counted:
+            self._is_counted = True
+            self.stage.truth.connections += 1
         if script.is_instant:
             self.write(b"".join((script.head, script.at_once, *script.pieces, script.last)))
             return

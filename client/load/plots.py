@@ -5,7 +5,7 @@ Nothing that a server says is drawn: labels hold words of ours and numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from client.load.figures import Figures, Interval
 from client.load.pictures import Palette, Picture
 from client.load.samples import PERCENTILES, latencies_of
 from client.load.saturation import Capacity, Knee, Point
+from client.load.server_side import SERIES
 from client.load.spec import ERROR_CLASSES
 from client.load.timeline import Steady, timeline_of
 
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 _BINS = 80
 _MAX_MARKS = 4000
+_FEWEST_SAMPLES = 3
+# Of the picture of the server: the axis' name, its scale, and what is drawn in it.
+_PANELS = (
+    ("requests", 1, ("requests_running", "requests_waiting")),
+    ("%", 100, ("kv_cache_usage", "gpu_busy_share", "cpu_busy_share")),
+    ("W", 1, ("gpu_power_w",)),
+)
 _PERCENTILE_TICKS = {0.0: "0", 0.5: "50", 0.9: "90", 0.99: "99", 0.999: "99.9", 0.9999: "99.99"}
 
 
@@ -78,6 +86,31 @@ def pictures_of_load(figures: Figures, columns: Columns, is_valid: bool) -> list
             )
         )  # fmt: skip
     return [replace(picture, is_valid=is_valid) for picture in found]
+
+
+def pictures_of_server(told: Mapping[str, Any], is_valid: bool) -> list[Picture]:
+    """Return the plot of what ServerSide.figures() told; none for a few samples.
+
+    Several exporters that tell the same have a line each.
+    """
+    sources = [told, *told.get("exporters", {}).values()]
+    lines = [
+        (name, np.array(points))
+        for source in sources
+        for name, points in source.get("series", {}).items()
+        if name in SERIES and len(points) >= _FEWEST_SAMPLES
+    ]
+    seen = {name for name, _ in lines}
+    if not lines:
+        return []
+    return [
+        Picture(
+            "server", "The server meanwhile", "What the server and its exporters say of themselves.",
+            tuple(("line", place, words) for place, (name, words) in enumerate(SERIES.items()) if name in seen),
+            lambda figure, palette: _draw_server(figure, palette, lines),
+            is_valid,
+        )
+    ]  # fmt: skip
 
 
 def pictures_of_sweep(points: Sequence[Point], knee: Knee | None, capacity: Capacity | None) -> list[Picture]:
@@ -159,6 +192,22 @@ def _draw_timeline(figure: Figure, palette: Palette, columns: Columns, steady: S
     upper.set_ylabel("output tokens/s")
     lower.set_ylabel("in flight")
     lower.set_xlabel("s since the start")
+    figure.align_ylabels()
+
+
+def _draw_server(figure: Figure, palette: Palette, lines: Sequence[tuple[str, Floats]]) -> None:
+    seen = {name for name, _ in lines}
+    panels = [panel for panel in _PANELS if seen.intersection(panel[2])]
+    places = {name: place for place, name in enumerate(SERIES)}
+    column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (unit, scale, names) in zip(column, panels, strict=True):
+        drawn = [(name, points * (1, scale)) for name, points in lines if name in names]
+        for name, points in drawn:
+            axes.plot(*points.T, color=palette.series[places[name]], linewidth=1.6)
+        axes.set_ylim(0, max(1.1 * max(points[:, 1].max() for _, points in drawn), 1e-3))
+        axes.set_xlim(0)
+        axes.set_ylabel(unit)
+    column[-1].set_xlabel("s since the start")
     figure.align_ylabels()
 
 

@@ -17,13 +17,24 @@ from client.load.columns import Columns
 from client.load.export import Summary, write_private
 from client.load.figures import Distribution, Interval
 from client.load.pictures import Picture
-from client.load.plots import pictures_of_load, pictures_of_sweep
+from client.load.plots import pictures_of_load, pictures_of_server, pictures_of_sweep
 from client.load.repeats import Estimate
 
 _CSS = Path(__file__).with_name("report.css")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 # Control characters but tab and newline, lone surrogates, and the marks that reorder the text after them.
 _UNSHOWABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+# How the quantities of a server and its exporters are shown, by the ends of their names.
+_UNITS = {
+    "_bytes": (2.0**-30, " GiB"),
+    "_bytes_per_s": (1e-6, " MB/s"),
+    "_s": (1e3, " ms"),
+    "_w": (1, " W"),
+    "_j": (1, " J"),
+    "_share": (100, " %"),
+    "": (1, ""),
+}
+_ABBREVIATION = re.compile(r"\b(cpu|gpu|kv|ttft|e2e)\b", re.IGNORECASE)
 _MAX_TEXT = 500
 _MAX_ERRORS = 20
 _COLUMNS = ("mean", "p50", "p90", "p95", "p99", "p999")
@@ -94,7 +105,8 @@ def render_page(summary: Summary, pictures: Sequence[Picture], errors: Sequence[
 
 def _pictures(summary: Summary, columns: Columns | None) -> list[Picture]:
     sweep = pictures_of_sweep(summary.points, summary.knee, summary.capacity)
-    return sweep + (pictures_of_load(summary, columns, summary.valid) if columns is not None else [])
+    load = pictures_of_load(summary, columns, summary.valid) if columns is not None else []
+    return sweep + load + pictures_of_server(summary.about.get("server_side", {}), summary.valid)
 
 
 def _sections(summary: Summary, pictures: Sequence[Picture], errors: Sequence[str]) -> list[str]:
@@ -106,8 +118,12 @@ def _sections(summary: Summary, pictures: Sequence[Picture], errors: Sequence[st
         sections.append(_section("Sweep", _points_table(summary)))
     sections.append(_section("Latency", _latency_table(summary)))
     sections.append(_section("Load and client", _facts(_load_facts(summary))))
-    if summary.about.get("server_side"):
-        sections.append(_section("By the server's own metrics", _facts(_server_facts(summary.about["server_side"]))))
+    server_side = summary.about.get("server_side", {})
+    if facts := _server_facts(server_side):
+        sections.append(_section("By the server's own metrics", _facts(facts)))
+    for url, told in server_side.get("exporters", {}).items():
+        facts = _server_facts(told) or [("Answer", "none that is known")]
+        sections.append(_section(f"By the exporter at {url}", _facts(facts)))
     if summary.repeats:
         sections.append(_section("Repeats", _repeats_table(summary)))
     if summary.failed:
@@ -309,18 +325,24 @@ def _about(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _server_facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what the server said of itself."""
+    """Return what a server or an exporter said of itself."""
     facts = []
     for name, value in told.items():
-        label = _clean(name).replace("_", " ").capitalize()
+        if name in {"series", "exporters"}:
+            continue
+        ending = next((ending for ending in _UNITS if name.endswith(ending)), "")
+        factor, unit = _UNITS[ending]
+        words = name.removesuffix(ending).replace("_", " ")
+        label = _ABBREVIATION.sub(lambda found: found[0].upper(), _clean(words[:1].upper() + words[1:]))
         if not isinstance(value, Mapping):
-            facts.append((label, _number(float(value))))
+            facts.append((label, f"{_number(factor * float(value))}{unit}"))
         elif "samples" in value:
-            facts.append((label, f"mean {_number(float(value['mean']))}, at most {_number(float(value['max']))}"))
+            mean, least, most = (_number(factor * float(value[figure])) for figure in ("mean", "min", "max"))
+            facts.append((label, f"mean {mean}{unit}, {least} to {most}"))
         else:
             bound = value.get("p50_at_most")
-            median = f", median at most {_number(1000 * float(bound))} ms" if bound is not None else ""
-            facts.append((label.removesuffix(" s"), f"mean {_number(1000 * float(value['mean']))} ms{median}"))
+            median = f", median at most {_number(factor * float(bound))}{unit}" if bound is not None else ""
+            facts.append((label, f"mean {_number(factor * float(value['mean']))}{unit}{median}"))
     return facts
 
 

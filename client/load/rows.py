@@ -11,6 +11,7 @@ import struct
 from array import array
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +32,21 @@ _PACK = struct.Struct("<qii8dqiiiiiihhi")
 WARMUP, MEASURED = 0, 1
 _GROW_ROWS = 4096
 _HEADER = 64
-_COUNT = struct.Struct("<qqq")
+_COUNT = struct.Struct("<qqqq")
 assert _PACK.size == ROW.itemsize  # noqa: S101 - the two descriptions of a row are one
 
 
+class Counts(NamedTuple):
+    """What the header of a file of rows says; ``rows`` are with the warm-up, the others without."""
+
+    rows: int = 0
+    finished: int = 0
+    failed: int = 0
+    tokens: int = 0
+
+
 class RowWriter:
-    """Appends rows to a mapped file; the numbers of finished and failed requests and of tokens are in its header."""
+    """Appends rows to a mapped file; its header has their Counts."""
 
     def __init__(self, rows: Path, gaps: Path) -> None:
         """Make both files.
@@ -53,7 +63,7 @@ class RowWriter:
         self._map = mmap.mmap(self._file.fileno(), 0)
         self._gaps = gaps.open("wb", buffering=1 << 20)
         self._gap_count = 0
-        self._rows = self._failed = self._tokens = 0
+        self._rows = self._finished = self._failed = self._tokens = 0
         self._room = _GROW_ROWS
 
     def add(
@@ -79,9 +89,10 @@ class RowWriter:
             self._gap_count += count
         self._rows += 1
         if phase == MEASURED:
+            self._finished += 1
             self._failed += has_failed
             self._tokens += tokens
-        _COUNT.pack_into(self._map, 0, self._rows, self._failed, self._tokens)
+        _COUNT.pack_into(self._map, 0, self._rows, self._finished, self._failed, self._tokens)
 
     def _reserve(self, rows: int) -> int:
         """Give the file room on the disk, and return its size: a mapped page without room would kill the process."""
@@ -109,44 +120,19 @@ class RowWriter:
         self.close()
 
 
-def read_counts(rows: Path) -> tuple[int, int, int]:
-    """Return how many rows a worker has written so far, how many of them failed, and their output tokens."""
+def read_counts(rows: Path) -> Counts:
+    """Return what a worker has written so far."""
     try:
         with rows.open("rb") as file:
             header = file.read(_COUNT.size)
     except FileNotFoundError:
-        return (0, 0, 0)
-    return _COUNT.unpack(header) if len(header) == _COUNT.size else (0, 0, 0)
-
-
-class RowTail:
-    """Reads what a worker has written since the last look, whole rows with their gaps."""
-
-    def __init__(self, rows: Path, gaps: Path) -> None:
-        self._rows, self._gaps, self._taken = rows, gaps, 0
-
-    def read(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float64]]:
-        """Return new rows, and the gaps from the first one's on; ``gap_start`` counts from there."""
-        count = read_counts(self._rows)[0] - self._taken
-        if count <= 0:
-            return np.empty(0, dtype=ROW), np.empty(0)
-        offset = _HEADER + self._taken * ROW.itemsize
-        found = np.fromfile(self._rows, dtype=ROW, count=count, offset=offset)
-        seen = self._gaps.stat().st_size // 8 if self._gaps.exists() else 0
-        is_whole = found["gap_start"] + found["gap_count"] <= seen
-        found = found[: len(found) if is_whole.all() else int(np.argmin(is_whole))]
-        if not len(found):
-            return found, np.empty(0)
-        self._taken += len(found)
-        first, last = int(found["gap_start"][0]), int(found["gap_start"][-1] + found["gap_count"][-1])
-        gaps = np.fromfile(self._gaps, dtype="<f8", count=last - first, offset=first * 8)
-        found["gap_start"] -= first
-        return found, gaps
+        return Counts()
+    return Counts(*_COUNT.unpack(header)) if len(header) == _COUNT.size else Counts()
 
 
 def read_rows(rows: Path, gaps: Path) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float64]]:
     """Return a worker's rows and gaps; a worker that was killed has written fewer rows than its file has room for."""
-    count = read_counts(rows)[0]
+    count = read_counts(rows).rows
     found = np.fromfile(rows, dtype=ROW, count=count, offset=_HEADER) if count else np.empty(0, dtype=ROW)
     seen = np.fromfile(gaps, dtype="<f8") if gaps.exists() else np.empty(0)
     # The last gaps of a killed worker may still have been in its buffer.

@@ -35,7 +35,7 @@ _TIMES = (
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a measurement is; ``finished`` counts the warm-up as well."""
+    """How far a measurement is; the warm-up does not count."""
 
     finished: int
     failed: int
@@ -204,7 +204,11 @@ class _Measuring:
 
     def _progress(self) -> Progress:
         counts = [read_counts(Path(worker.plan.rows)) for worker in self._workers]
-        return Progress(*(sum(column) for column in zip(*counts, strict=True)))
+        return Progress(
+            sum(count.finished for count in counts),
+            sum(count.failed for count in counts),
+            sum(count.tokens for count in counts),
+        )
 
     def _collect(self, was_cancelled: bool) -> Measurement:
         shards, gaps, offset = [], [], 0

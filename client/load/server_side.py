@@ -1,117 +1,146 @@
-"""What a server says of itself while it is measured: vLLM's ``/metrics`` before, during and after.
+"""What a server and its machines say of themselves while they are measured: before, during and after.
 
-Source of the names: vLLM's "Production Metrics" page. A server without them is no error.
+A server that tells nothing, and a machine without exporters, are no error.
 """
 
 from __future__ import annotations
 
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
+import numpy as np
 
+from client.load.columns import Floats
+from client.load.figures import Interval
+from client.load.quantities import COUNTERS, HISTOGRAMS, QUANTITIES, Quantity
 from client.load.spec import Server
+from client.load.watch import Seen, Target, Watch, usual_exporters
 
-PERIOD_S = 1.0
-_TIMEOUT_S = 2.0
-_MAX_BYTES = 8 * 2**20
-_GAUGES = {
-    "requests_running": ("vllm:num_requests_running",),
-    "requests_waiting": ("vllm:num_requests_waiting",),
-    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+# Whose course over time is told as well, and what it is called in words.
+SERIES = {
+    "requests_running": "requests running",
+    "requests_waiting": "requests waiting",
+    "kv_cache_usage": "KV cache used",
+    "gpu_busy_share": "GPUs busy",
+    "cpu_busy_share": "CPUs busy",
+    "gpu_power_w": "GPUs' power",
 }
-_COUNTERS = {
-    "preemptions": ("vllm:num_preemptions_total",),
-    "prompt_tokens": ("vllm:prompt_tokens_total",),
-    "generation_tokens": ("vllm:generation_tokens_total",),
-    "prefix_cache_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
-    "prefix_cache_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
-}
-_HISTOGRAMS = {
-    "ttft_s": "vllm:time_to_first_token_seconds",
-    "queue_time_s": "vllm:request_queue_time_seconds",
-    "e2e_s": "vllm:e2e_request_latency_seconds",
-}
+_MOST_POINTS = 300
 Totals = Mapping[str, float]
 
 
-class ServerSide:
-    """Watches one server in a thread of its own; a context manager around the load."""
+class ServerSide(Watch):
+    """Watches a server and its exporters; a context manager around the load.
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._before: dict[str, float] = {}
-        self._after: dict[str, float] = {}
-        self._samples: dict[str, list[float]] = {name: [] for name in _GAUGES}
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
+    Attributes:
+        zero_s: The common start by the monotonic clock, once there is one.
+    """
 
-    def __enter__(self) -> ServerSide:
-        found = self._ask()
-        if found is not None:
-            self._before = found
-            self._thread = threading.Thread(target=self._watch, name="server metrics", daemon=True)
-            self._thread.start()
-        return self
+    def __init__(self, server: Server, exporters: Iterable[Target] = ()) -> None:
+        """Prepare to watch.
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join(_TIMEOUT_S + PERIOD_S)
-            self._after = self._ask() or {}
+        Args:
+            server: Whom the load is put on.
+            exporters: Of its machines; without any, those at the usual ports of its host, if they answer.
+        """
+        self._named = tuple(exporters)
+        own = Target(f"{server.url}/metrics", server.token, server.ca_file)
+        super().__init__((own, *(self._named or usual_exporters(server.url))))
+        self.zero_s: float | None = None
 
-    def _watch(self) -> None:
-        while not self._over.wait(PERIOD_S):
-            found = self._ask()
-            for name, names in _GAUGES.items():
-                value = _sum_of(found or {}, names)
-                if value is not None:
-                    self._samples[name].append(value)
+    def figures(self, window_s: Interval, output_tokens_per_s: float) -> dict[str, Any]:
+        """Return what was seen; empty where nobody told anything or nothing was measured.
 
-    def _ask(self) -> dict[str, float] | None:
-        """Return the sum of each series over its labels (histograms' bounds kept), None where there are none."""
-        headers = {"Authorization": f"Bearer {self._server.token}"} if self._server.token else {}
-        request = urllib.request.Request(f"{self._server.url}/metrics", headers=headers)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=_TIMEOUT_S) as answer:
-                text = answer.read(_MAX_BYTES).decode("utf-8", "replace")
-            found: dict[str, float] = {}
-            for family in text_string_to_metric_families(text):
-                for sample in family.samples:
-                    bound = sample.labels.get("le")
-                    name = sample.name if bound is None else f"{sample.name} {bound}"
-                    found[name] = found.get(name, 0.0) + sample.value
-        except (urllib.error.URLError, OSError, ValueError):
-            return None
-        return found if any(name.startswith("vllm:") for name in found) else None
+        A quantity (units in its name, shares of 1) has mean, min, max and number of samples within the window;
+        ``series`` has (seconds since the common start, value) over the whole load. vLLM's counters and histograms have
+        their change from the look before the load to the one after it. ``exporters`` has the like by URL.
+        ``energy_j`` and ``joules_per_output_token`` are of all GPUs that are shown, whoever uses them.
 
-    def figures(self) -> dict[str, Any]:
-        """Return what was seen; empty for a server that tells nothing."""
-        if not self._before or not self._after:
+        Args:
+            window_s: What was measured, in seconds since the common start.
+            output_tokens_per_s: What came of it.
+        """
+        if self.zero_s is None:
             return {}
-        told: dict[str, Any] = {}
-        for name, values in self._samples.items():
-            if values:
-                told[name] = {"mean": sum(values) / len(values), "max": max(values), "samples": len(values)}
-        for name, names in _COUNTERS.items():
-            before, after = _sum_of(self._before, names), _sum_of(self._after, names)
-            if before is not None and after is not None:
-                told[name] = after - before
-        if told.get("prefix_cache_queries"):
-            told["prefix_cache_hit_ratio"] = told.get("prefix_cache_hits", 0.0) / told["prefix_cache_queries"]
-        for name, metric in _HISTOGRAMS.items():
-            histogram = _histogram(metric, self._before, self._after)
-            if histogram:
-                told[name] = histogram
-        return told
+        told, *others = [_told(seen, self.zero_s, window_s) for seen in self.seen]
+        urls = [seen.target.url for seen in self.seen[1:]]
+        exporters = {url: other for url, other in zip(urls, others, strict=True) if other or self._named}
+        power_w = sum(_mean_power_w(seen, self.zero_s, window_s) for seen in self.seen)
+        if power_w:
+            told["energy_j"] = power_w * (window_s[1] - window_s[0])
+        if power_w and output_tokens_per_s:
+            told["joules_per_output_token"] = power_w / output_tokens_per_s
+        return told | ({"exporters": exporters} if exporters else {})
 
 
-def _sum_of(found: Totals, names: tuple[str, ...]) -> float | None:
-    return next((found[name] for name in names if name in found), None)
+def _told(seen: Seen, zero_s: float, window_s: Interval) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    series: dict[str, list[tuple[float, float]]] = {}
+    for name, quantity in QUANTITIES.items():
+        times_s, values = _course(_points(seen, name, zero_s), quantity)
+        inside = values[(times_s >= window_s[0]) & (times_s <= window_s[1])]
+        if len(inside):
+            told[name] = {
+                "mean": float(inside.mean()), "min": float(inside.min()), "max": float(inside.max()),
+                "samples": len(inside),
+            }  # fmt: skip
+        if len(values) and name in SERIES:
+            series[name] = _thinned(times_s, values)
+    if seen.first is not None and seen.last is not None:
+        told |= _changes(seen.first.totals, seen.last.totals)
+    return told | ({"series": series} if series else {})
+
+
+def _points(seen: Seen, name: str, zero_s: float) -> Floats:
+    """Return the looks as rows of seconds since the common start and value."""
+    return np.array(seen.series.get(name, ()), dtype=float).reshape(-1, 2) - (zero_s, 0.0)
+
+
+def _course(points: Floats, quantity: Quantity) -> tuple[Floats, Floats]:
+    """Return times since the start, none before it, and values; a counter's are those between two looks."""
+    times_s, values = points.T
+    if quantity.from_rate is not None:
+        per_s = np.diff(values) / np.diff(times_s)
+        is_whole = per_s >= 0  # or the counter began anew
+        times_s = ((times_s[1:] + times_s[:-1]) / 2)[is_whole]
+        values = np.array([quantity.from_rate(rate) for rate in per_s[is_whole]])
+    return times_s[times_s >= 0], values[times_s >= 0]
+
+
+def _thinned(times_s: Floats, values: Floats) -> list[tuple[float, float]]:
+    """Return points of a course; of a long one the means of neighbours."""
+    groups = np.array_split(np.column_stack((times_s, values)), min(len(values), _MOST_POINTS))
+    means = (group.mean(axis=0) for group in groups)
+    return [(round(float(at_s), 2), float(f"{value:.5g}")) for at_s, value in means]
+
+
+def _mean_power_w(seen: Seen, zero_s: float, window_s: Interval) -> float:
+    """Return the power of all GPUs within the window: by their energy counters, or else by the power they tell.
+
+    Exporters look at GPUs in periods of their own, so a counter counts from one new value to another.
+    """
+    energy, power = _points(seen, "gpu_energy_j", zero_s), _points(seen, "gpu_power_w", zero_s)
+    renewed = energy[1:][np.diff(energy[:, 1]) != 0]
+    renewed, power = (rows[(rows[:, 0] >= window_s[0]) & (rows[:, 0] <= window_s[1])] for rows in (renewed, power))
+    if len(renewed) >= 2 and (np.diff(renewed[:, 1]) > 0).all():
+        span_s, energy_j = renewed[-1] - renewed[0]
+        return float(energy_j / span_s)
+    return float(power[:, 1].mean()) if len(power) else 0.0
+
+
+def _changes(before: Totals, after: Totals) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for name, names in COUNTERS.items():
+        known = next((series for series in names if series in before and series in after), None)
+        if known is not None:
+            told[name] = after[known] - before[known]
+    if told.get("prefix_cache_queries"):
+        told["prefix_cache_hit_ratio"] = told.get("prefix_cache_hits", 0.0) / told["prefix_cache_queries"]
+    for name, metric in HISTOGRAMS.items():
+        histogram = _histogram(metric, before, after)
+        if histogram:
+            told[name] = histogram
+    return told
 
 
 def _histogram(metric: str, before: Totals, after: Totals) -> dict[str, Any]:

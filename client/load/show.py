@@ -42,6 +42,9 @@ def _rates(summary: Summary) -> list[str]:
     if summary.goodput_per_s is not None:
         objectives = ", ".join(map(str, summary.slos))
         lines.append(f"Goodput: {summary.goodput_per_s:.4g} requests/s meet {objectives}")
+    server = summary.about.get("server_side", {})
+    if "joules_per_output_token" in server:
+        lines.append(f"Energy of the GPUs: {server['energy_j']:.4g} J, {server['joules_per_output_token']:.3g} J/token")
     return lines
 
 

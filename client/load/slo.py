@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import msgspec
 import numpy as np
 
-from client.errors import ClientServiceError
+from client.errors import WorkloadError
 from client.load.columns import Columns, Flags
 
 SloMetric = Literal["ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"]
@@ -18,7 +18,7 @@ SLO_METRICS: tuple[SloMetric, ...] = get_args(SloMetric)
 _TERM = re.compile(r"\s*(\w+)\s*(<=)\s*([0-9.eE+-]+)\s*")
 
 
-class SloError(ClientServiceError):
+class SloError(WorkloadError):
     """A service level objective cannot be read."""
 
 

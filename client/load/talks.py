@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Protocol
 
 from client.load.clock import Alarm
@@ -112,6 +113,9 @@ class Talks:
         self._loop.call_later(pause_s, self._after_pause, client, exchange.eof_s + pause_s)
 
     def _after_pause(self, client: int, at_s: float) -> None:
+        if monotonic() < at_s:  # the loop's timers are of whole milliseconds
+            self._loop.call_soon(self._after_pause, client, at_s)
+            return
         self._sender.pausing -= 1
         self._say(client, at_s)
         self._sender.look_whether_idle()

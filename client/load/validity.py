@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from client.load.figures import Figures
 
+CANCELLED = "the benchmark was cancelled"
 # Growth of latency by fewer standard errors may be chance.
 _CERTAIN_ERRORS = 3.0
 
@@ -56,7 +57,7 @@ def invalid_reasons(
 def _incomplete(figures: Figures, limits: Limits) -> list[str]:
     reasons = []
     if figures.was_cancelled:
-        reasons.append("the benchmark was cancelled")
+        reasons.append(CANCELLED)
     if figures.unfinished:
         reasons.append(f"{figures.unfinished} requests did not finish")
     if not figures.successful:

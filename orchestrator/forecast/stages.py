@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from orchestrator.forecast.document import StageCost, WallTime, clock
 from orchestrator.plan import PlannedJob
+from orchestrator.recipe.benchmark import DEFAULT_REQUESTS
 from orchestrator.recipe.document import Job
 from orchestrator.recipe.hpo import Hpo
 
@@ -32,16 +34,35 @@ def load_cost(stored_bytes: int | None, server_gpus: int) -> StageCost:
 
 
 def benchmark_cost(job: Job, server_gpus: int) -> StageCost:
-    """Return the longest that the benchmark may last: each client sends its requests one after the other."""
-    requests = job.service.n_requests_per_client + job.benchmark.warmup_requests
-    by_requests_s = requests * job.service.request_timeout_s
+    """Return the longest that the benchmark may last."""
+    by_requests_s, made_of = _load_limit(job)
     lasts_s = min(by_requests_s, job.benchmark.timeout_s)
-    made_of = f"{requests} requests of a client × {job.service.request_timeout_s:g} s"
     if job.benchmark.timeout_s < by_requests_s:
         made_of = f"benchmark.timeout_s, less than {made_of}"
     return StageCost(
         name="benchmark", lasts_s=lasts_s, is_bound=True, made_of=made_of, gpu_hours=lasts_s / 3600 * server_gpus
     )
+
+
+def _load_limit(job: Job) -> tuple[float, str]:
+    """Return the longest that the benchmark's requests may last, in seconds, and what that is made of."""
+    load, each_s, warmup = job.benchmark.load, job.service.request_timeout_s, job.benchmark.warmup_requests
+    if load.find_capacity:
+        return math.inf, "a search of unknown length"
+    if load.counts_clients:
+        requests = (job.service.n_requests_per_client + warmup) * load.repeats
+        return requests * each_s, f"{requests} requests of a client × {each_s:g} s"
+    loads: Sequence[float] = load.rate or load.concurrency or ()
+    requests = load.requests or DEFAULT_REQUESTS
+    total_s = 0.0
+    for amount in loads:
+        # The requests of a rate begin when they are due, those of a client one after the other.
+        by_requests_s = requests / amount + each_s if load.rate else math.ceil(requests / amount) * each_s
+        by_duration_s = math.inf if load.duration_s is None else load.duration_s + each_s
+        is_counted = load.requests is not None or load.duration_s is None
+        total_s += min(by_requests_s if is_counted else math.inf, by_duration_s) + warmup * each_s
+    measurements = len(loads) * load.repeats
+    return total_s * load.repeats, f"measurements ({measurements}) with requests of at most {each_s:g} s"
 
 
 def trial_limit_s(hpo: Hpo, wall_time_s: float | None) -> float | None:

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from orchestrator.recipe.after import AfterSection
 from orchestrator.recipe.base import StrictModel
+from orchestrator.recipe.benchmark import Benchmark
 from orchestrator.recipe.engines import Engine
 from orchestrator.recipe.guard import Guard, Notice
 from orchestrator.recipe.hosts import HostName, HostSpec
@@ -20,7 +21,7 @@ from orchestrator.recipe.infrastructure import (
     Resources,
     WorkingDirs,
 )
-from orchestrator.recipe.sections import Benchmark, Monitoring, MonitoringSection, SchedulerSpec, Service
+from orchestrator.recipe.sections import Monitoring, MonitoringSection, SchedulerSpec, Service
 
 JobName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 

@@ -1,4 +1,4 @@
-"""The smaller sections: scheduler, service, benchmark, monitoring."""
+"""The smaller sections: scheduler, service, monitoring."""
 
 from __future__ import annotations
 
@@ -70,23 +70,6 @@ class Service(StrictModel):
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     startup_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
     """How long a started service may take to become healthy, in seconds. A dead one is noticed at once."""
-
-
-class Benchmark(StrictModel):
-    """The benchmark stage: service.n_clients × service.n_requests_per_client streaming requests."""
-
-    enabled: bool = True
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    ignore_eos: bool = False
-    """Let the server generate max_tokens every time (vLLM only)."""
-    warmup_requests: Annotated[int, Field(ge=0, le=10_000)] = 1
-    """Requests sent before the measured ones and left out of the figures."""
-    seed: int = 0
-    processes: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Load processes; one per 64 clients, 8 at most, if not given."""
-    timeout_s: Annotated[float, Field(gt=0)] = 3600.0
-    """Longest duration of the whole stage, in seconds."""
 
 
 class Binaries(StrictModel):

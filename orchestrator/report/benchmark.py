@@ -15,10 +15,10 @@ from orchestrator.report.views import Callout, Cell, Fact, Key, Plot, Section, T
 from orchestrator.report.wording import plural, quantity, share, state_badge, time_span
 
 _LATENCIES = (
-    ("ttft_s", "TTFT", "time to first token"),
-    ("itl_s", "ITL", "time between tokens"),
-    ("tpot_s", "TPOT", "time per output token"),
-    ("e2e_s", "End to end", "the whole request"),
+    ("ttft_ms", "TTFT", "time to first token"),
+    ("itl_ms", "ITL", "time between tokens"),
+    ("tpot_ms", "TPOT", "time per output token"),
+    ("e2e_ms", "End to end", "the whole request"),
 )
 _COLUMNS = ("mean", "p50", "p90", "p99", "max")
 _FAILURES = {
@@ -33,21 +33,20 @@ _FAILURES = {
 
 def benchmark_cards(benchmark: Mapping[str, Any]) -> list[Fact]:
     """Return the key figures; none if there was no benchmark."""
-    metrics = as_map(benchmark.get("metrics"))
-    if not metrics:
+    if not _has_figures(benchmark):
         return []
-    ttft, itl = as_map(metrics.get("ttft_s")), as_map(metrics.get("itl_s"))
+    ttft, itl = as_map(benchmark.get("ttft_ms")), as_map(benchmark.get("itl_ms"))
     clients = as_count(benchmark.get("n_clients"))
     failed, total = as_count(benchmark.get("failed")), as_count(benchmark.get("total_queries"))
     failures = Fact("Failed requests", quantity(failed), "not counted" if failed is None else None)
     if failed is not None and total:
         failures = Fact("Failed requests", quantity(failed), f"of {total:,}: {share(failed / total)}")
-    rate = as_number(metrics.get("output_tokens_per_s"))
+    rate = as_number(benchmark.get("output_tokens_per_s"))
     return [
         Fact("Output tokens/s", quantity(rate), f"with {plural(clients, 'client')}" if clients else None),
-        Fact("TTFT p50", time_span(as_number(ttft.get("p50"))), "time to first token"),
-        Fact("TTFT p99", time_span(as_number(ttft.get("p99"))), "time to first token"),
-        Fact("ITL p50", time_span(as_number(itl.get("p50"))), "between tokens"),
+        Fact("TTFT p50", _span_ms(ttft.get("p50")), "time to first token"),
+        Fact("TTFT p99", _span_ms(ttft.get("p99")), "time to first token"),
+        Fact("ITL p50", _span_ms(itl.get("p50")), "between tokens"),
         failures,
     ]
 
@@ -56,22 +55,34 @@ def benchmark_section(benchmark: Mapping[str, Any], trace: RequestTrace, absence
     """Return the section; ``absence`` says why there is none if ``benchmark`` is empty."""
     if not benchmark:
         return Section("benchmark", "Benchmark", absence=absence)
-    metrics = as_map(benchmark.get("metrics"))
-    tables = [_latency_table(metrics)] if metrics else []
-    tables += _failure_table(as_map(metrics.get("failures")))
+    tables = [_latency_table(benchmark)] if _has_figures(benchmark) else []
+    tables += _points_table(benchmark)
+    tables += _failure_table(as_map(benchmark.get("failures")))
+    paragraphs = [] if trace.flights else ["No record of a single request was found, so there is nothing to draw."]
+    if page := as_text(benchmark.get("page")):
+        paragraphs.append(f"Intervals, the server's own metrics and more plots are in {page}.")
     return Section(
         "benchmark",
         "Benchmark",
         badge=state_badge(benchmark.get("state")),
-        callouts=tuple(_verdict(benchmark, metrics)),
-        facts=tuple(_facts(benchmark, metrics)),
+        callouts=tuple(_verdict(benchmark)),
+        facts=tuple(_facts(benchmark)),
         plots=tuple(_plots(trace, as_count(benchmark.get("total_queries")))),
         tables=tuple(tables),
-        paragraphs=() if trace.flights else ("No record of a single request was found, so there is nothing to draw.",),
+        paragraphs=tuple(paragraphs),
     )
 
 
-def _verdict(benchmark: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Callout]:
+def _has_figures(benchmark: Mapping[str, Any]) -> bool:
+    return "output_tokens_per_s" in benchmark
+
+
+def _span_ms(value_ms: object) -> str:
+    number = as_number(value_ms)
+    return time_span(None if number is None else number / 1000)
+
+
+def _verdict(benchmark: Mapping[str, Any]) -> list[Callout]:
     callouts = []
     error = as_text(benchmark.get("error"), 8000)
     if error:
@@ -82,7 +93,7 @@ def _verdict(benchmark: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[C
     elif benchmark.get("valid") is False:
         text = "Not valid: do not publish or compare these figures."
         callouts.append(Callout("warn", text if reasons else f"{text} No reason was recorded.", items=reasons))
-    elif metrics:
+    elif _has_figures(benchmark):
         callouts.append(Callout("plain", "Whether these figures are valid was not recorded."))
     elif not error:
         callouts.append(Callout("warn", "The benchmark left no figures."))
@@ -93,7 +104,7 @@ def _verdict(benchmark: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[C
     return callouts
 
 
-def _facts(benchmark: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Fact]:
+def _facts(benchmark: Mapping[str, Any]) -> list[Fact]:
     facts = []
     clients, each = as_count(benchmark.get("n_clients")), as_count(benchmark.get("n_requests_per_client"))
     if clients is not None:
@@ -106,26 +117,52 @@ def _facts(benchmark: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Fac
     for key, label, unit in (
         ("output_tokens_per_s", "Output", "tokens/s"),
         ("total_tokens_per_s", "Prompt and output", "tokens/s"),
-        ("request_per_s", "Requests", "per s"),
+        ("requests_per_s", "Requests", "per s"),
+        ("goodput_per_s", "Good requests", "per s"),
     ):
-        if (rate := as_number(metrics.get(key))) is not None:
+        if (rate := as_number(benchmark.get(key))) is not None:
             facts.append(Fact(label, quantity(rate, unit)))
     rates = [
-        rate for item in as_map(metrics.get("tokens_per_second")).values() if (rate := as_number(item)) is not None
+        rate for item in as_map(benchmark.get("tokens_per_second")).values() if (rate := as_number(item)) is not None
     ]
     if len(rates) > 1:
         middle = quantity(statistics.median(rates), "tokens/s")
         facts.append(Fact("Per client, median", middle, f"{quantity(min(rates))} to {quantity(max(rates))}"))
+    if (adds_ms := as_number(benchmark.get("client_adds_ms"))) is not None:
+        facts.append(Fact("Client adds to TTFT p50", _span_ms(adds_ms), "by the self-check, at most"))
     return facts
 
 
-def _latency_table(metrics: Mapping[str, Any]) -> Table:
+def _latency_table(benchmark: Mapping[str, Any]) -> Table:
     rows = []
     for key, label, words in _LATENCIES:
-        figures = as_map(metrics.get(key))
-        numbers = [number_cell(time_span(as_number(figures.get(column)))) for column in _COLUMNS]
+        figures = as_map(benchmark.get(key))
+        numbers = [number_cell(_span_ms(figures.get(column))) for column in _COLUMNS]
         rows.append((Cell(label, remark=words), *numbers, number_cell(quantity(as_number(figures.get("count"))))))
     return Table("Latency of successful requests", ("Metric", *_COLUMNS, "samples"), tuple(rows))
+
+
+def _points_table(benchmark: Mapping[str, Any]) -> list[Table]:
+    rows = []
+    for item in as_list(benchmark.get("points")):
+        point = as_map(item)
+        ttft, itl = as_map(point.get("ttft_ms")), as_map(point.get("itl_ms"))
+        rate, failed = as_number(point.get("output_tokens_per_s")), as_number(point.get("failed_share"))
+        unit = "/s" if point.get("kind") == "rate" else " at once"
+        rows.append(
+            (
+                Cell(f"{quantity(as_number(point.get('load')))}{unit}"),
+                number_cell(quantity(as_number(point.get("requests_per_s")))),
+                number_cell(quantity(rate)),
+                number_cell(_span_ms(ttft.get("p50"))),
+                number_cell(_span_ms(ttft.get("p99"))),
+                number_cell(_span_ms(itl.get("p50"))),
+                number_cell("–" if failed is None else share(failed)),
+                Cell("yes" if point.get("is_valid") is True else "no"),
+            )
+        )
+    columns = ("Load", "Requests/s", "Output tokens/s", "TTFT p50", "TTFT p99", "ITL p50", "Failed", "Valid")
+    return [Table("Sweep", columns, tuple(rows))] if rows else []
 
 
 def _failure_table(failures: Mapping[str, Any]) -> list[Table]:

@@ -104,7 +104,7 @@ class RecordingProgress:
 
     def __init__(self) -> None:
         self.said: list[str] = []
-        self.bars: list[tuple[str, int, int, str]] = []
+        self.bars: list[tuple[str, int, int | None, str]] = []
 
     def __enter__(self) -> RecordingProgress:
         return self
@@ -118,7 +118,7 @@ class RecordingProgress:
     def show_jobs(self, jobs: Sequence[TrackedJob], count: int | None = None) -> None:
         pass
 
-    def show_bar(self, name: str, done: int, total: int, detail: str) -> None:
+    def show_bar(self, name: str, done: int, total: int | None, detail: str) -> None:
         self.bars.append((name, done, total, detail))
 
 

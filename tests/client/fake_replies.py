@@ -17,6 +17,7 @@ class Behaviour:
 
     ``reply`` makes the text from the request's JSON, for tests in which it matters; it is split at blanks.
     ``reset_after``, ``error_after`` and ``truncate_after`` take a number of token chunks.
+    ``counts_prompt`` counts a token for each word of the prompt and four around them.
     ``echo_token`` puts the request's Authorization header into the error's text, as a careless proxy would.
     """
 
@@ -27,6 +28,7 @@ class Behaviour:
     token_delay_s: float = 0.0
     has_role_chunk: bool = True
     has_usage: bool = True
+    counts_prompt: bool = False
     has_done: bool = True
     is_reasoning: bool = False
     status: int = 200
@@ -113,10 +115,13 @@ class OpenAiWriter(Writer):
 
     @property
     def usage(self) -> dict[str, int]:
+        prompt = 11
+        if self.behaviour.counts_prompt:
+            prompt = 4 + sum(len(message["content"].split()) for message in self.payload["messages"])
         return {
-            "prompt_tokens": 11,
+            "prompt_tokens": prompt,
             "completion_tokens": len(self.words),
-            "total_tokens": 11 + len(self.words),
+            "total_tokens": prompt + len(self.words),
         }
 
     def document(self, text: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from client.app import ServiceSettings, choose_processes, create_app
+from client.app import ServiceSettings, create_app
 from client.target import EndpointRecord
 from tests.client.conftest import API_TOKEN, write_endpoint
 from tests.client.fake_server import Behaviour, FakeServer
@@ -167,9 +167,3 @@ def test_metrics_count_queries_by_outcome(http: FlaskClient, fake: FakeServer) -
     assert 'orch_client_requests_total{outcome="success",source="query"} 1.0' in answer.text
     assert 'orch_client_requests_total{outcome="http_status",source="query"} 1.0' in answer.text
     assert 'orch_client_requests_in_flight{source="query"} 0.0' in answer.text
-
-
-def test_choose_processes_stays_within_clients_and_cpus() -> None:
-    assert choose_processes(1, None) == 1
-    assert choose_processes(3, 8) == 3
-    assert choose_processes(10_000, 8) == 8

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +8,10 @@ import pytest
 from flask.testing import FlaskClient
 
 from client.app import ServiceSettings, create_app
-from client.engine.run import run_load
-from client.engine.spec import LoadSpec, RequestRecord
+from client.load.bench import Bench, Outcome, Tell, run_bench
 from tests.client.fake_server import Behaviour, FakeServer
 
-BODY = {"n_clients": 2, "n_requests_per_client": 3, "prompt": "Test prompt", "model": "fake-model"}
+BODY = {"n_clients": 2, "n_requests_per_client": 3, "prompt": "Test prompt", "model": "fake-model", "self_check": False}
 REFERENCE_FIELDS = {
     "n_clients",
     "n_requests_per_client",
@@ -56,13 +54,12 @@ def test_benchmark_blocking_answers_the_references_fields_and_figures(http: Flas
     assert result["avg_request_time"] == pytest.approx(
         sum(entry["request_time"] for entry in result["results"]) / 6, abs=1e-4
     )
-    metrics = result["metrics"]
-    assert metrics["failures"]["http_status"] == 1
-    assert metrics["ttft_s"]["count"] == 5
-    assert metrics["ttft_s"]["p50"] == pytest.approx(0.2, abs=0.105)
-    assert set(metrics["itl_s"]) == {"mean", "p50", "p90", "p95", "p99", "max", "count"}
-    assert set(metrics["tokens_per_second"]) == {"0", "1"}
-    assert metrics["output_tokens_per_s"] == pytest.approx(20 / result["total_time"])
+    assert result["failures"]["http_status"] == 1
+    assert result["ttft_ms"]["count"] == 5
+    assert result["ttft_ms"]["p50"] == pytest.approx(200, abs=105)
+    assert set(result["itl_ms"]) == {"mean", "p50", "p90", "p95", "p99", "p999", "max", "count", "intervals"}
+    assert set(result["tokens_per_second"]) == {"0", "1"}
+    assert result["output_tokens_per_s"] == pytest.approx(20 / result["total_time"])
     assert not any("failed" in reason for reason in result["invalid_reasons"])
     assert result["valid"] is (result["invalid_reasons"] == [])
 
@@ -71,14 +68,14 @@ def test_benchmark_all_failing_is_an_answer_and_not_valid(http: FlaskClient, fak
     fake.behaviour = Behaviour(n_tokens=0)
     result = http.post("/benchmark", json=BODY).get_json()
     assert (result["successful"], result["failed"], result["valid"]) == (0, 6, False)
-    assert result["metrics"]["failures"]["zero_tokens"] == 6
-    assert result["metrics"]["ttft_s"]["mean"] is None
+    assert result["failures"]["zero_tokens"] == 6
+    assert result["ttft_ms"]["mean"] is None
 
 
 def test_benchmark_no_usage_says_that_chunks_were_counted(http: FlaskClient, fake: FakeServer) -> None:
     fake.behaviour = Behaviour(has_usage=False)
     result = http.post("/benchmark", json=BODY).get_json()
-    assert result["metrics"]["tokens_source"] == "chunks"
+    assert result["tokens_source"] == "chunks"
     assert "no usage" in result["notes"][0]
 
 
@@ -175,17 +172,88 @@ def test_benchmark_odd_query_string_is_400(http: FlaskClient, query: str) -> Non
 
 
 def test_benchmark_other_engine_behind_the_seam_is_used(settings: ServiceSettings) -> None:
-    calls = []
+    asked = []
 
     def engine(
-        spec: LoadSpec,
-        on_record: Callable[[RequestRecord], None],
-        cancel: threading.Event,
-        on_start: Callable[[float], None] | None = None,
-    ) -> list[RequestRecord]:
-        calls.append(spec)
-        return run_load(spec, on_record, cancel, on_start)
+        bench: Bench, tell: Tell, is_cancelled: Callable[[], bool], on_start: Callable[[float], None]
+    ) -> Outcome:
+        asked.append(bench)
+        return run_bench(bench, tell, is_cancelled, on_start)
 
     answer = create_app(settings, engine).test_client().post("/benchmark", json=BODY)
     assert answer.status_code == 200
-    assert calls[0].n_clients == 2
+    assert asked[0].loads == (2.0,)
+
+
+def test_benchmark_self_check_tells_what_the_client_adds(http: FlaskClient, fake: FakeServer) -> None:
+    fake.behaviour = Behaviour(first_token_delay_s=0.5)
+    result = http.post("/benchmark", json={**BODY, "self_check": True}).get_json()
+    assert 0 <= result["client_adds_ms"] < 50
+    assert len(fake.requests) == 6, "the self-check has a server of its own"
+
+
+def test_benchmark_sweep_has_a_point_for_each_load_and_its_files(
+    http: FlaskClient, fake: FakeServer, settings: ServiceSettings
+) -> None:
+    body = {"prompt": "p", "self_check": False, "concurrency": [1, 2, 4], "requests": 8, "slo": "ttft_ms<=5000"}
+    started = http.post("/benchmark", json={**body, "async": True, "id": "sweep"})
+    assert started.status_code == 202
+    done = wait_for(http, "sweep", has_ended)
+    assert (done["state"], done["progress"]["finished"], done["progress"]["total"]) == ("done", 24, 24)
+    result = done["result"]
+    assert [point["load"] for point in result["points"]] == [1, 2, 4]
+    assert (result["n_clients"], result["n_requests_per_client"]) == (None, None)
+    assert fake.max_in_flight == 4
+    folder = settings.output_dir / "sweep"
+    assert len(list((folder / "points").glob("*/requests.parquet"))) == 3
+    assert (folder / "points.csv").read_text().count("\n") == 4
+
+
+def test_benchmark_open_loop_sends_at_its_rate(http: FlaskClient, fake: FakeServer) -> None:
+    body = {"prompt": "p", "self_check": False, "rate": 40, "arrivals": "constant", "requests": 60}
+    result = http.post("/benchmark", json=body).get_json()
+    assert (result["is_open_loop"], result["total_queries"]) == (True, 60)
+    assert result["rate_sent_per_s"] == pytest.approx(40, rel=0.05)
+
+
+def test_benchmark_synthetic_prompts_have_the_asked_length(http: FlaskClient, fake: FakeServer) -> None:
+    fake.behaviour = Behaviour(counts_prompt=True)
+    body = {"self_check": False, "input_tokens": "uniform:40-60", "n_clients": 2, "n_requests_per_client": 3}
+    answer = http.post("/benchmark", json=body)
+    assert answer.status_code == 200, answer.get_json()
+    assert len({request.payload["messages"][-1]["content"] for request in fake.requests[-6:]}) == 6
+    assert all(40 <= entry["prompt_tokens"] <= 60 for entry in answer.get_json()["results"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"concurrency": [1, 2], "rate": 3}, "beside concurrency"),
+        ({"concurrency": 2, "n_clients": 2}, "beside concurrency or rate"),
+        ({"requests": 5}, "without concurrency and rate"),
+        ({"concurrency": [2, 2]}, "[2, 2]"),
+        ({"concurrency": 1.5}, "a whole number"),
+        ({"concurrency": []}, "[]"),
+        ({"rate": True}, "true"),
+        ({"rate": 1e6}, "1000000.0"),
+        ({"rate": 100_000, "duration_s": 86_400}, "requests at most"),
+        ({"find_capacity": True, "rate": 5}, "slo"),
+        ({"find_capacity": True}, "give rate"),
+        ({"slo": "nonsense<=1", "rate": 5}, "nonsense"),
+        ({"input_tokens": "100"}, "prompt or input_tokens"),
+        ({"prompt": None, "input_tokens": "file:/etc/passwd"}, "names a file"),
+        ({"prompt": None, "input_tokens": "1e12"}, "tokens in all"),
+        ({"prompt": None, "input_tokens": "10", "shared_prefixes": "x"}, "N:LENGTHS"),
+        ({"output_tokens": "many"}, "no number"),
+        ({"arrivals": "bursty"}, "poisson"),
+        ({"ramp_s": -1}, "-1"),
+    ],
+)
+def test_benchmark_loads_that_make_no_sense_are_refused_with_their_fields(
+    http: FlaskClient, fake: FakeServer, fields: dict[str, Any], words: str
+) -> None:
+    answer = http.post("/benchmark", json={"prompt": "p", "self_check": False, **fields})
+    assert answer.status_code == 400, answer.get_json()
+    assert words in answer.text
+    assert "--" not in answer.text
+    assert fake.requests == []

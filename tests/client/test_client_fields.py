@@ -8,6 +8,7 @@ import pytest
 from client.bodies import QueryDefaults, read_benchmark, read_query
 from client.errors import InvalidInputError
 from client.fields import is_valid_id, parse_json
+from client.load.shapes import ClosedLoop
 from client.target import Target
 
 DEFAULTS = QueryDefaults()
@@ -23,7 +24,7 @@ def rejected(**fields: Any) -> dict[str, str]:
 
 def test_read_benchmark_reference_body_is_accepted_with_the_references_defaults() -> None:
     body = read_benchmark(GOOD, DEFAULTS)
-    assert (body.n_clients, body.n_requests_per_client, body.total_requests) == (2, 3, 6)
+    assert (body.n_clients, body.n_requests_per_client, body.counts_clients) == (2, 3, True)
     assert (body.query.prompt, body.query.model, body.query.max_tokens) == ("p", "m", 64)
     assert body.query.request_timeout_s == 120.0
     assert (body.background, body.keep_responses, body.warmup_requests) == (False, True, 0)
@@ -108,14 +109,20 @@ def test_fingerprint_ignores_how_it_was_asked_and_nothing_else() -> None:
     assert json.dumps(body.to_json())
 
 
-def test_to_request_ollama_ignore_eos_is_refused() -> None:
+def test_to_bench_ollama_ignore_eos_is_refused() -> None:
     body = read_benchmark({**GOOD, "ignore_eos": True}, DEFAULTS)
     with pytest.raises(InvalidInputError, match="ignore_eos"):
-        body.to_load(Target("http://h:1", "ollama", None), None, 1)
+        body.to_bench(Target("http://h:1", "ollama", None), None, 1)
 
 
-def test_to_request_no_model_anywhere_is_refused() -> None:
+def test_to_bench_has_the_clients_with_their_requests() -> None:
+    bench = read_benchmark(GOOD, DEFAULTS).to_bench(Target("http://h:1", "openai", None), None, None)
+    assert bench.shape(bench.loads[0]) == ClosedLoop(2, requests_per_client=3)
+    assert bench.total == 6
+
+
+def test_to_completion_no_model_anywhere_is_refused() -> None:
     body = read_query({"prompt": "p"}, DEFAULTS)
     with pytest.raises(InvalidInputError, match="model"):
-        body.to_request(Target("http://h:1", "openai", None), None)
-    assert body.to_request(Target("http://h:1", "openai", "served"), None).model == "served"
+        body.to_completion(Target("http://h:1", "openai", None), None)
+    assert body.to_completion(Target("http://h:1", "openai", "served"), None).sampling.model == "served"

@@ -30,7 +30,7 @@ def test_run_with_all_stages_completes_and_leaves_nothing(recipe: dict[str, Any]
     summary = run.json("summary.json")
     benchmark, hpo = summary["stages"]["benchmark"], summary["stages"]["hpo"]
     assert (benchmark["total_queries"], benchmark["successful"], benchmark["failed"]) == (6, 6, 0)
-    assert benchmark["metrics"]["ttft_s"]["count"] == 6
+    assert benchmark["ttft_ms"]["count"] == 6
     records = (run.run_dir / "benchmark").glob("*/requests.jsonl")
     lines = [json.loads(line) for path in records for line in path.read_text().splitlines()]
     assert sum(not line["warmup"] for line in lines) == 6

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from orchestrator.errors import UserError
+from orchestrator.recipe.benchmark import Load
 from orchestrator.recipe.document import Job
 from tests.builders import PlannedRun, plan_run, recipe_document
 
@@ -113,6 +114,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "job.working_dirs.launch_iteration_pattern": ("orchestrator/compose.py", "launch_iteration_pattern"),
     "job.service.n_requests_per_client": ("client/stage.py", "service.n_requests_per_client"),
     "job.service.prompt": ("client/stage.py", "service.prompt"),
+    **{f"job.benchmark.load.{field}": ("client/stage.py", "load.model_dump(") for field in Load.model_fields},
     "job.benchmark.enabled": ("client/stage.py", "benchmark.enabled"),
     "job.benchmark.temperature": ("client/stage.py", "benchmark.temperature"),
     "job.benchmark.ignore_eos": ("client/stage.py", "benchmark.ignore_eos"),

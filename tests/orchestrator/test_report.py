@@ -131,13 +131,12 @@ def summary_of(run: RunDir) -> dict[str, Any]:
                 "state": "completed", "n_clients": 8, "n_requests_per_client": 40, "total_queries": len(records),
                 "successful": len(records) - 3, "failed": 3, "total_time": 49.6, "queries_per_second": 6.39,
                 "avg_request_time": 1.21, "valid": True, "invalid_reasons": [],
-                "metrics": {
-                    "ttft_s": distribution(0.0921, 0.5, 317), "itl_s": distribution(0.0108, 0.2, 30_118),
-                    "tpot_s": distribution(0.0109, 0.15, 317), "e2e_s": distribution(1.15, 0.3, 317),
-                    "output_tokens_per_s": 613.4, "total_tokens_per_s": 748.1, "request_per_s": 6.39,
-                    "failures": {"connect": 0, "timeout": 3, "http_status": 0, "zero_tokens": 0},
-                    "tokens_per_second": {str(client): 74.0 + client for client in range(8)},
-                },
+                "ttft_ms": distribution(92.1, 0.5, 317), "itl_ms": distribution(10.8, 0.2, 30_118),
+                "tpot_ms": distribution(10.9, 0.15, 317), "e2e_ms": distribution(1150, 0.3, 317),
+                "output_tokens_per_s": 613.4, "total_tokens_per_s": 748.1, "requests_per_s": 6.39,
+                "failures": {"connect": 0, "timeout": 3, "http_status": 0, "zero_tokens": 0},
+                "tokens_per_second": {str(client): 74.0 + client for client in range(8)},
+                "client_adds_ms": 0.31, "page": "benchmark/run-7f3a2b91/report.html",
             },
             "hpo": {
                 "state": "completed", "objective_name": "best_val_accuracy", "trials": tried,
@@ -364,7 +363,7 @@ def test_hostile_text_everywhere_stays_text(empty: RunDir) -> None:
         "invalid_reasons": ["x"],
         "earlier": [{"invalid_reasons": ["x"]}],
     }
-    summary["stages"]["benchmark"]["metrics"]["failures"]["<b>X"] = 2
+    summary["stages"]["benchmark"]["failures"]["<b>X"] = 2
     write_lines(empty.benchmark / "requests.jsonl", request_records(2, 3))
     hostile_name = '"><script>alert(2)</script>'
     write_lines(empty.trials / "job_<svg onload=alert(3)>" / "metrics.jsonl", trial_curve(hostile_name, 3, 0.5, 1))

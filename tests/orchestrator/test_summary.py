@@ -48,7 +48,7 @@ def test_summary_of_a_run_that_served_nothing_says_so() -> None:
 
 
 def test_headline_of_a_benchmark_that_is_not_valid_says_why() -> None:
-    figures = {"successful": 1, "total_queries": 9, "metrics": {"output_tokens_per_s": 2.0}, "valid": False}
+    figures = {"successful": 1, "total_queries": 9, "output_tokens_per_s": 2.0, "valid": False}
     lines = headline({"stages": {"benchmark": {**figures, "invalid_reasons": ["8 of 9 requests failed"]}}})
     assert "           NOT VALID for publication: 8 of 9 requests failed" in lines
     assert not any("NOT VALID" in line for line in headline({"stages": {"benchmark": {**figures, "valid": True}}}))
@@ -62,11 +62,9 @@ def test_headline_has_the_main_figures() -> None:
                 "benchmark": {
                     "successful": 9,
                     "total_queries": 10,
-                    "metrics": {
-                        "output_tokens_per_s": 123.45,
-                        "ttft_s": {"p50": 0.0123, "p99": 0.5},
-                        "itl_s": {"p50": 0.002, "p99": None},
-                    },
+                    "output_tokens_per_s": 123.45,
+                    "ttft_ms": {"p50": 12.3, "p99": 500.0},
+                    "itl_ms": {"p50": 2.0, "p99": None},
                 },
                 "hpo": {
                     "finished": 4, "failed": 1, "by_source": {"llm": {"count": 3}, "tpe": {"count": 2}},

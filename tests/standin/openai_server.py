@@ -23,6 +23,12 @@ from aiohttp import web
 WORDS = ("a", "supercomputer", "is", "used", "for", "weather", "climate", "and", "for", "training")
 
 
+def streams(output_dir: Path, how: str) -> int:
+    """Return how many streams stand-ins of the runs below ``output_dir`` have told of: ``begins`` or ``has ended``."""
+    logs = output_dir.glob("**/logs/vllm_*.out")
+    return sum(log.read_text().count(f"stand-in: a stream {how}") for log in logs)
+
+
 def value_for(schema: dict[str, Any], chance: random.Random) -> Any:
     """Return a value that fits a JSON schema of objects, numbers, texts and enums."""
     if "enum" in schema:
@@ -97,6 +103,7 @@ class Standin:
             message = {"role": "assistant", "content": "".join(pieces)}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             return web.json_response({"id": "1", "model": self._model, "choices": [choice], "usage": usage})
+        print("stand-in: a stream begins", flush=True)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await self._send(response, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
@@ -107,6 +114,7 @@ class Standin:
         await self._send(response, {"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
+        print("stand-in: a stream has ended", flush=True)
         return response
 
     def _is_silent(self) -> bool:

@@ -28,10 +28,10 @@ class Mock:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def truth(self) -> dict[str, list[float]]:
-        """Return when pieces were really sent since the last time."""
+    def truth(self) -> dict[str, Any]:
+        """Return what was really sent since the last time."""
         with urllib.request.urlopen(f"{self.url}/truth", timeout=10) as answer:
-            document: dict[str, list[float]] = json.load(answer)
+            document: dict[str, Any] = json.load(answer)
         return document
 
 

@@ -12,7 +12,7 @@ from client.load.analysis import Options, analyse, compute_figures
 from client.load.bootstrap import Resampler, block_length
 from client.load.columns import columns_of
 from client.load.samples import Samples, _latency_replicates, latencies_of, resample
-from tests.client.load.synthetic import measurement, open_loop
+from tests.client.load.synthetic import closed_loop, failed, measurement, open_loop
 
 Floats = npt.NDArray[np.float64]
 _RUNS = 200
@@ -93,3 +93,10 @@ def test_many_requests_cost_little() -> None:
     began_s = time.process_time()
     resample(columns, latencies)
     assert time.process_time() - began_s < 2.0
+
+
+def test_few_successes_among_failures_have_figures_without_intervals() -> None:
+    figures = compute_figures(failed(closed_loop(1, 60), list(range(12, 60)), "connect"))
+    assert (figures.successful, figures.ttft_ms.count) == (12, 12)
+    assert figures.ttft_ms.p50 is not None
+    assert figures.ttft_ms.intervals == {}, "a resample without any success has no percentile"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.load.rows import MEASURED, WARMUP, RowTail, RowWriter, read_counts, read_rows
+from client.load.rows import MEASURED, WARMUP, Counts, RowWriter, read_counts, read_rows
 
 
 def values(index: int) -> tuple[int | float, ...]:
@@ -33,30 +33,14 @@ def test_rows_are_read_as_they_were_written_however_many_there_are(tmp_path: Pat
     assert seen[found["gap_start"][9999] : found["gap_start"][9999] + 2].tolist() == [9999, 0.5]
 
 
-def test_counts_are_seen_while_rows_are_written_and_leave_the_warm_up_out_of_tokens(tmp_path: Path) -> None:
+def test_counts_are_seen_while_rows_are_written_and_leave_the_warm_up_out(tmp_path: Path) -> None:
     rows, gaps = files(tmp_path)
-    assert read_counts(rows) == (0, 0, 0)
+    assert read_counts(rows) == Counts()
     with RowWriter(rows, gaps) as writer:
         writer.add(values(0), array("d"), True, 5, WARMUP)
         writer.add(values(1), array("d"), True, 0, MEASURED)
         writer.add(values(2), array("d"), False, 5, MEASURED)
-        assert read_counts(rows) == (3, 1, 5)
-
-
-def test_tail_reads_each_row_once_and_waits_for_its_gaps(tmp_path: Path) -> None:
-    rows, gaps = files(tmp_path)
-    tail = RowTail(rows, gaps)
-    assert len(tail.read()[0]) == 0
-    with RowWriter(rows, gaps) as writer:
-        writer.add(values(0), array("d", [0.1]), False, 1, MEASURED)
-        assert len(tail.read()[0]) == 0, "its gaps are in the writer's buffer"
-        writer.flush()
-        found, seen = tail.read()
-        assert (found["index"].tolist(), seen.tolist()) == ([0], [0.1])
-        writer.add(values(1), array("d", [0.2, 0.3]), False, 1, MEASURED)
-        writer.flush()
-        found, seen = tail.read()
-        assert (found["index"].tolist(), found["gap_start"].tolist(), seen.tolist()) == ([1], [0], [0.2, 0.3])
+        assert read_counts(rows) == Counts(rows=3, finished=2, failed=1, tokens=5)
 
 
 def test_rows_of_a_killed_worker_whose_gaps_were_in_its_buffer_have_none(tmp_path: Path) -> None:

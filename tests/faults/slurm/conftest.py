@@ -51,6 +51,7 @@ class SlurmScene:
         self.output_dir = folder / "output"
         self.env: dict[str, str] = {}
         self.runs: list[FaultRun] = []
+        self.is_journal_cut = False
 
     @property
     def hold(self) -> Path:
@@ -171,7 +172,12 @@ class SlurmScene:
         intents = {event["token"] for event in self.events("job_intent")}
         known = {name: ids for name, ids in self.cluster.ended_ids().items() if name.startswith(f"orch-{self.run_id}-")}
         assert len(self.events("job_submitted")) == len(submitted), "an intent was submitted twice"
-        assert {name: ids for name, ids in known.items() if ids - submitted.get(name, set())} == {}
+        unknown = {name: ids for name, ids in known.items() if ids - submitted.get(name, set())}
+        if self.is_journal_cut:
+            assert set(unknown) <= intents - set(submitted), "its intent stays open: a resume looks for its job"
+            assert all(len(ids) == 1 for ids in unknown.values())
+        else:
+            assert unknown == {}
         assert set(known) <= intents
 
     def check_trials(self, *, again: int = 0, trials: int = TRIALS) -> None:

@@ -9,6 +9,7 @@ import pytest
 from client.stage import RESTARTED
 from tests.faults.conftest import TRIALS
 from tests.faults.slurm.conftest import SlurmScene, whole_suite
+from tests.standin.openai_server import streams
 
 FIRST = "trial_0000"
 pytestmark = [whole_suite, pytest.mark.timeout(300)]
@@ -19,8 +20,7 @@ def test_server_requeued_while_it_is_benchmarked_is_measured_once_more(scene: Sl
     scene.job["service"]["n_requests_per_client"] = 8
     run = scene.start()
     before = scene.await_state(run, "vllm", "ready")
-    records = run.wait_for(lambda: [*scene.output_dir.glob("*_*/benchmark/run-*/requests.jsonl")], "the benchmark", 60)
-    run.wait_for(lambda: len(records[0].read_text().splitlines()) >= 4, "its first requests")
+    run.wait_for(lambda: streams(scene.output_dir, "has ended") > 4, "its first requests after the warm-up", 90)
     scene.cluster.do("scontrol", "requeue", before["job_id"])
     assert run.wait(150) == 0, run.stderr
     benchmark = scene.summary()["stages"]["benchmark"]

@@ -13,6 +13,7 @@ import pytest
 
 from tests.faults.slurm.conftest import SlurmScene, whole_suite
 from tests.life.conftest import processes_with
+from tests.standin.openai_server import streams
 
 FIRST = "trial_0000"
 # Answers everything with 200, and writes down what it was sent.
@@ -86,7 +87,7 @@ def test_server_that_hangs_for_a_while_is_waited_for(scene: SlurmScene) -> None:
     scene.job["service"]["n_requests_per_client"] = 10
     scene.env["STANDIN_TOKEN_DELAY_S"] = "0.1"
     run = scene.start()
-    run.wait_for(lambda: list(scene.output_dir.glob("*_*/benchmark/*/requests.jsonl")), "the benchmark", 90)
+    run.wait_for(lambda: streams(scene.output_dir, "begins"), "the benchmark", 90)
     pid = server_pid(scene)
     os.kill(pid, signal.SIGSTOP)
     time.sleep(8)
@@ -100,7 +101,7 @@ def test_server_that_hangs_for_good_is_told_of_with_its_failures(scene: SlurmSce
     scene.job["service"].update(n_requests_per_client=2, request_timeout_s=5)
     scene.env["STANDIN_TOKEN_DELAY_S"] = "1"
     run = scene.start()
-    run.wait_for(lambda: list(scene.output_dir.glob("*_*/benchmark/*/requests.jsonl")), "the benchmark", 90)
+    run.wait_for(lambda: streams(scene.output_dir, "begins"), "the benchmark", 90)
     os.kill(server_pid(scene), signal.SIGSTOP)
     assert run.wait(150) == 1, run.stderr
     assert "none of the 4 requests of the benchmark succeeded" in run.stderr
