@@ -28,6 +28,7 @@ MAX_LOADS = 100
 MAX_RATE_PER_S = 100_000.0
 MAX_REPEATS = 100
 MAX_TERMS_CHARS = 300
+MAX_EXPORTERS = 64
 _SAMPLING_FIELDS = ("prompt", "model", "max_tokens", "temperature", "seed", "system")
 # Texts that are read as `orch.py bench` reads its options of the same names.
 _TERMS = ("input_tokens", "output_tokens", "shared_prefixes", "turns", "think_time", "slo")
@@ -45,6 +46,7 @@ _BENCHMARK_FIELDS = (
     "warmup_requests",
     "async",
     "background",
+    "exporters",
     "id",
     "keep_responses",
     "max_failed_share",
@@ -141,6 +143,7 @@ class BenchmarkBody:
     warmup_requests: int
     keep_responses: bool
     max_failed_share: float
+    exporters: tuple[str, ...]
     background: bool
     id: str | None
 
@@ -160,6 +163,8 @@ class BenchmarkBody:
         fields = self.to_json()
         # Its default follows ``background``: asking again in the other way is asking for the same benchmark.
         del fields["keep_responses"]
+        # Whoever asks again may know of others by now.
+        del fields["exporters"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def to_bench(self, target: Target, api_token: str | None, processes: int | None) -> Bench:
@@ -207,6 +212,7 @@ class BenchmarkBody:
             max_failed_share=self.max_failed_share,
             keeps_text=self.keep_responses,
             has_self_check=shape.self_check,
+            exporters=self.exporters,
         )
         try:
             return make_bench(wanted)
@@ -256,6 +262,7 @@ def read_benchmark(document: object, defaults: QueryDefaults) -> BenchmarkBody:
         warmup_requests=reader.integer("warmup_requests", 0, MAX_WARMUP_REQUESTS, 0),
         keep_responses=reader.boolean("keep_responses", not background),
         max_failed_share=reader.number("max_failed_share", 0.0, 1.0, DEFAULT_MAX_FAILED_SHARE),
+        exporters=reader.texts("exporters", MAX_TERMS_CHARS, MAX_EXPORTERS),
         background=background,
         id=reader.identifier("id"),
     )

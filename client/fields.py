@@ -135,6 +135,17 @@ class FieldReader:
             return None
         return tuple(float(one) for one in found)
 
+    def texts(self, name: str, max_chars: int, most: int) -> tuple[str, ...]:
+        """Return the texts of a list of at most ``most``; none if it is left out."""
+        value = self._body.get(name)
+        if value is None:
+            return ()
+        is_usable = isinstance(value, list) and len(value) <= most
+        if not is_usable or not all(isinstance(one, str) and 1 <= len(one) <= max_chars for one in value):
+            self.reject(name, f"is {_shown(value)}", f"a list of at most {most} texts of 1 to {max_chars} characters")
+            return ()
+        return tuple(value)
+
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
         """Return one of ``allowed``, the first of them if it is left out."""
         value = self._body.get(name)

@@ -8,6 +8,7 @@ from typing import Any
 
 import requests
 
+from orchestrator.atomic import read_json
 from orchestrator.errors import ServiceAnswerError, StageError
 from orchestrator.metrics import Sample
 from orchestrator.recipe.document import Job, Recipe
@@ -69,7 +70,7 @@ class BenchmarkStage:
             StageError: it did not end by ``deadline``, or the server was not there by then.
         """
         server = self._await_server(context, deadline)
-        body = _body(context.recipe.job, benchmark_id)
+        body = _body(context.recipe.job, benchmark_id) | {"exporters": _exporters(context, server)}
         context.progress.show_bar(self.name, 0, None, "")
         self._ask(context, "POST", "/benchmark", body)
         result, is_restarted = self._await(context, benchmark_id, server, deadline)
@@ -198,6 +199,16 @@ def _body(job: Job, benchmark_id: str) -> dict[str, Any]:
     if job.benchmark.ignore_eos:
         body["ignore_eos"] = True
     return body
+
+
+def _exporters(context: StageContext, server: Endpoint) -> list[str]:
+    """Return the URLs of the exporters beside the LLM server, as far as they have registered where this can be seen."""
+    urls = []
+    for kind in ("node", "gpu"):
+        path = context.run.targets / f"{kind}_targets_{server.job_id}.json"
+        for entry in read_json(path) or []:
+            urls += [f"http://{where}" for where in entry["targets"]]
+    return urls
 
 
 def _write_page(context: StageContext, folder: Path) -> str | None:

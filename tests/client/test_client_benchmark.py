@@ -247,6 +247,8 @@ def test_benchmark_synthetic_prompts_have_the_asked_length(http: FlaskClient, fa
         ({"output_tokens": "many"}, "no number"),
         ({"arrivals": "bursty"}, "poisson"),
         ({"ramp_s": -1}, "-1"),
+        ({"exporters": "http://h:9100"}, "a list"),
+        ({"exporters": ["file:///etc/passwd"]}, "exporter"),
     ],
 )
 def test_benchmark_loads_that_make_no_sense_are_refused_with_their_fields(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,6 +172,17 @@ def test_benchmark_whose_server_is_restarted_again_stays_invalid_and_is_not_meas
     assert RESTARTED in figures["invalid_reasons"]
     assert [one["id"] for one in figures["earlier"]] == ["run-7f3a"]
     assert servers[2].requests == []
+
+
+def test_benchmark_watches_the_exporters_beside_its_server(scene: Scene, new_server: Callable[[], FakeServer]) -> None:
+    server = new_server()
+    scene.publish(server, "a", job_id="7")
+    scene.run.targets.mkdir()
+    registered = [{"targets": [f"127.0.0.1:{server.port}"], "labels": {"job": "node_exporter"}}]
+    (scene.run.targets / "node_targets_7.json").write_text(json.dumps(registered))
+    (scene.run.targets / "node_targets_8.json").write_text(json.dumps([{"targets": ["127.0.0.1:1"], "labels": {}}]))
+    told = scene.measure()["about"]["server_side"]["exporters"]
+    assert list(told) == [f"http://127.0.0.1:{server.port}/metrics"], "that of the server's job, answering or not"
 
 
 def test_benchmark_that_goes_on_after_a_handover_is_valid(scene: Scene, new_server: Callable[[], FakeServer]) -> None:
