@@ -40,7 +40,7 @@ check: $(STAMP) ## lint, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/vermin -q -t=3.6- --no-tips --violations orchestrator/supervisor.py orchestrator/schedulers/local_jobs.py orchestrator/schedulers/steps.py
+	$(BIN)/vermin -q -t=3.6- --no-tips --violations orchestrator/supervisor.py orchestrator/models/stager.py orchestrator/containers/guard.py orchestrator/schedulers/local_jobs.py orchestrator/schedulers/steps.py
 
 format: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix-only -q .

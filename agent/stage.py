@@ -11,6 +11,7 @@ from agent.dataset import check_data, data_arguments, describe_data
 from agent.space import centre, ordered
 from agent.trainer_arguments import SET_BY_THE_SEARCH, TRAINER_ARGUMENTS
 from agent.trials import trial_draft, trial_place
+from orchestrator.containers.launch import check_image, is_in_image
 from orchestrator.errors import (
     LeaseLostError,
     NoConnectionError,
@@ -49,7 +50,11 @@ class HpoStage:
         hpo = _hpo(context.recipe)
         _check_names(hpo)
         ordered(hpo.space)
-        _check_python(context)
+        if is_in_image(context, self.role):
+            # It is not made while the services of the run are up and wait for it.
+            check_image(context, "trainer", is_made_by_run=False)
+        else:
+            _check_python(context)
         if context.is_here:
             check_data(hpo)
 

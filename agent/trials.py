@@ -12,6 +12,7 @@ from agent.dataset import data_arguments
 from agent.history import Params
 from agent.trainer_arguments import command_line
 from orchestrator.atomic import make_private_dir, read_json
+from orchestrator.containers.launch import PYTHON, launch_of
 from orchestrator.logs import last_words, tail
 from orchestrator.recipe.hpo import Hpo, Scalar
 from orchestrator.rundir import RunDir
@@ -124,13 +125,16 @@ def _draft(
     job = plan.recipe.job
     resources = job.resources.trial
     values = {"seed": hpo.seed % 2**31, **data_arguments(hpo.dataset), **hpo.fixed, **params, **switches}
+    data = [Path(str(values["data_dir"]))] if "data_dir" in values else []
+    reads, writes = ([], data) if values.get("download") else (data, [])
+    launch = launch_of(plan, "trial", "trainer", name, reads=reads, writes=writes)
     return JobDraft(
         name=name,
         role="trial",
         kind="task",
         body=TRIAL_BODY,
         context=TrialContext(
-            python=job.environment.python or "python3",
+            python=PYTHON if launch else job.environment.python or "python3",
             program=plan.project / "trainer" / "train.py",
             arguments=command_line(values),
             output_dir=place.root,
@@ -140,6 +144,7 @@ def _draft(
         env={"OMP_NUM_THREADS": str(resources.cpus)} if resources.cpus else {},
         is_essential=False,
         pulls=(place.metrics, place.results),
+        launch=launch,
     )
 
 

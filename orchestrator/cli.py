@@ -18,6 +18,7 @@ from rich.console import Console
 from orchestrator import __version__, commands
 from orchestrator.allocation.within import refuse_keep
 from orchestrator.compose import Composed, Parts, Request, compose, load, reopen, saved_recipe
+from orchestrator.containers import commands as containers
 from orchestrator.dependency import dependency_words, record_queued, words_of_after
 from orchestrator.earlier import find_earlier, with_earlier
 from orchestrator.environment import commands as environment
@@ -25,6 +26,7 @@ from orchestrator.errors import OrchError, StorageError, UserError
 from orchestrator.history import RunState, run_state
 from orchestrator.hosts import PROJECT
 from orchestrator.interrupts import Interrupts
+from orchestrator.models import commands as models
 from orchestrator.plan_view import show_plan
 from orchestrator.progress import elapsed, make_progress
 from orchestrator.queued_job import KINDS, scheduler_of
@@ -39,7 +41,14 @@ from orchestrator.transports import LocalTransport
 from orchestrator.transports.ways import close_ways
 
 _OWN_COMMANDS = ("run", "validate", "schema", "list", "status", "logs", "stop", "resume", "report", "after")
-COMMANDS = (*_OWN_COMMANDS, *space.COMMANDS, *sitecheck.COMMANDS, *environment.COMMANDS)
+COMMANDS = (
+    *_OWN_COMMANDS,
+    *space.COMMANDS,
+    *sitecheck.COMMANDS,
+    *environment.COMMANDS,
+    *containers.COMMANDS,
+    *models.COMMANDS,
+)
 # What the shell shows of a program that SIGPIPE ended.
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 _OTHER_FOLDER = "Name a folder in which you may write; it is made if it is not there."
@@ -102,7 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orch.py",
         description="One recipe in; a served, measured, monitored and self-tuning LLM workload out.",
-        epilog=EPILOG + space.EPILOG + sitecheck.EPILOG + environment.EPILOG + _EXIT_CODES,
+        epilog=EPILOG
+        + space.EPILOG
+        + sitecheck.EPILOG
+        + environment.EPILOG
+        + containers.EPILOG
+        + models.EPILOG
+        + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"orch {__version__}")
@@ -149,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     space.add_commands(subparsers, [common, as_json, folder])
     sitecheck.add_commands(subparsers, [common, as_json, folder], common)
     environment.add_commands(subparsers, [common, as_json, folder])
+    models.add_commands(subparsers, [common, as_json, folder])
+    containers.add_commands(subparsers, [common, as_json])
     return parser
 
 
@@ -158,7 +175,12 @@ def _dispatch(arguments: argparse.Namespace, parts: Parts) -> int:
         return 0
     if arguments.command == "run":
         return _run(arguments, parts)
-    without_parts = {"validate": _validate, "after": _after}
+    without_parts = {
+        "validate": _validate,
+        "after": _after,
+        **dict.fromkeys(models.COMMANDS, models.run_command),
+        **dict.fromkeys(containers.COMMANDS, containers.run_command),
+    }
     if arguments.command in without_parts:
         return without_parts[arguments.command](arguments)
     if arguments.command in sitecheck.COMMANDS:

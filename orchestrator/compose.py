@@ -273,7 +273,12 @@ def _contexts(recipe: Recipe, hosts: Hosts, home: RunDir, run_id: str, cache: Pa
         spec = job.hosts[host.name]
         infrastructure = job.infrastructure.model_copy(update={"batch_template": spec.batch_template})
         view = job.model_copy(
-            update={"environment": spec.environment, "scheduler": spec.scheduler, "infrastructure": infrastructure}
+            update={
+                "environment": spec.environment,
+                "container": spec.container,
+                "scheduler": spec.scheduler,
+                "infrastructure": infrastructure,
+            }
         )
         contexts[role] = PlanContext(
             recipe=recipe.model_copy(update={"job": view}),

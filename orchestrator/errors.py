@@ -274,5 +274,9 @@ class EarlierRunError(OrchError):
         )
 
 
+class HubError(OrchError):
+    """A model hub cannot be reached, cut the connection, or gave something else than it lists."""
+
+
 class StopRequestedError(OrchError):
     """``orch.py stop`` asked this run to end."""

@@ -88,6 +88,11 @@ class Lease:
         self._next = 0.0
         self._lock: int | None = None
 
+    @property
+    def descriptor(self) -> int | None:
+        """The open lock, for a child that is to hold it too; None where no lock is held."""
+        return self._lock
+
     def take(self) -> None:
         """Make this process the run's orchestrator.
 

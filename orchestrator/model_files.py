@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.atomic import read_json
-from orchestrator.recipe.engines import PACKAGE_PREFIX
 
 DTYPE_BYTES: Mapping[str, float] = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 # Under these types of RoPE scaling an engine makes the context longer than config.json says.
@@ -41,41 +39,6 @@ class ModelShape:
     kv_heads: int
     kv_values_per_head: int
     max_model_len: int | None
-
-
-def hub_folder(model: str) -> Path:
-    """Return the folder of a Hugging Face id in the hub's local cache, whether it is there or not.
-
-    Source: huggingface_hub, "Environment variables" (HF_HUB_CACHE, HF_HOME) and "Understand caching".
-    """
-    hub_home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    return Path(os.environ.get("HF_HUB_CACHE", hub_home / "hub")) / f"models--{model.replace('/', '--')}"
-
-
-def model_folder(model: str, cache: Path) -> Path:
-    """Return the folder on this machine that holds ``model``.
-
-    Raises:
-        UnknownSizeError: it is not here (any more, or yet).
-    """
-    if model.startswith(PACKAGE_PREFIX):
-        folder = cache / "models" / model.removeprefix(PACKAGE_PREFIX)
-        absence = "the package's model has not been converted yet"
-    elif Path(model).is_absolute():
-        folder, absence = Path(model), f"{model} is not a folder of this machine"
-    else:
-        folder, absence = _snapshot(hub_folder(model)), "the model is not in the hub's cache of this machine"
-    if not folder.is_dir():
-        raise UnknownSizeError(absence)
-    return folder
-
-
-def _snapshot(folder: Path) -> Path:
-    try:
-        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except OSError:
-        return folder / "snapshots" / "none"
-    return folder / "snapshots" / revision
 
 
 def read_shape(folder: Path) -> ModelShape:

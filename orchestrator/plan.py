@@ -202,6 +202,7 @@ def script_values(
             "config": run.supervisor_config(stem),
         },
         "service": draft.context,
+        "launch": draft.launch,
         "mail": _mail(job.notify, scheduler) if draft.role == "server" else None,
     }
 
@@ -263,6 +264,7 @@ def _supervisor_config(
     draft: JobDraft, context: PlanContext, scheduler: Scheduler, run_id: str, token: str
 ) -> dict[str, Any]:
     mem_gb = draft.resources.mem_gb
+    prefix = draft.launch.prefix if draft.launch else ""
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
@@ -277,9 +279,9 @@ def _supervisor_config(
         "health": [asdict(check) for check in draft.health],
         "health_interval_s": 0.5,
         "startup_timeout_s": draft.startup_timeout_s,
-        "env": dict(draft.env),
-        "secret_env": {name: str(path) for name, path in draft.secret_env.items()},
-        "prepend_env": {name: str(path) for name, path in draft.prepend_env.items()},
+        "env": {prefix + name: value for name, value in draft.env.items()},
+        "secret_env": {prefix + name: str(path) for name, path in draft.secret_env.items()},
+        "prepend_env": {prefix + name: str(path) for name, path in draft.prepend_env.items()},
         "auth_token_file": str(draft.auth_token_file) if draft.auth_token_file else None,
         "endpoint": dict(draft.endpoint),
         "targets": [_target(target) for target in draft.targets],

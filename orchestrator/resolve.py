@@ -14,8 +14,10 @@ from typing import TypeVar
 from orchestrator.allocation.choose import choose_placement
 from orchestrator.allocation.within import outer_nodes
 from orchestrator.chaining import lead_problems
+from orchestrator.containers.making import runtime_of
 from orchestrator.errors import Problem, RecipeError, TransportError, UserError
-from orchestrator.recipe.document import Recipe
+from orchestrator.recipe.container import Container, merge_container
+from orchestrator.recipe.document import Job, Recipe
 from orchestrator.recipe.engines import PACKAGE_PREFIX, OllamaEngine, VllmEngine, find_engine
 from orchestrator.recipe.guard import Notice
 from orchestrator.recipe.hosts import HERE, Centre, HostSpec
@@ -69,6 +71,7 @@ class _Place:
     scheduler: Scheduler
     facts: Mapping[str, PartitionFacts]
     environment: Environment
+    container: Container
     transport: Transport
 
 
@@ -115,6 +118,7 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
             notes,
         ).model_copy(update={"host": None if place.host == HERE else place.host})
     engine = _resolve_engine(engine, resources["server"], server.environment, job.service.n_clients, notes)
+    notes += _container_notes(job, server.container)
     if isinstance(engine, OllamaEngine) and job.service.precision != "auto":
         notes.append(f"service.precision = {job.service.precision}: not applied, Ollama's tag decides the precision")
     chosen = job.model_copy(
@@ -130,6 +134,7 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
             "hosts": {name: _resolved_host(specs[name], place) for name, place in places.items() if name != HERE},
             "engine": engine,
             "environment": here.environment,
+            "container": here.container,
             "resources": Resources(**resources),
             "service": job.service.model_copy(update={"model": model}),
             "benchmark": job.benchmark.model_copy(update={"processes": processes}),
@@ -185,7 +190,10 @@ def _here(recipe: Recipe, site: Site, transport: Transport, notes: list[str]) ->
     scheduler = make_scheduler(spec)
     environment = merge_environment(recipe.job.environment, site.environment, sys.executable)
     facts = _partition_facts(scheduler, site, transport)
-    return _Place(HERE, site, spec, scheduler, facts, environment, transport)
+    container = merge_container(recipe.job.container, site.container)
+    if container.roles:
+        container = container.model_copy(update={"runtime": runtime_of(container).program})
+    return _Place(HERE, site, spec, scheduler, facts, environment, container, transport)
 
 
 def _there(name: str, recipe: Recipe, specs: Mapping[str, HostSpec], connect: Connect, notes: list[str]) -> _Place:
@@ -211,7 +219,8 @@ def _there(name: str, recipe: Recipe, specs: Mapping[str, HostSpec], connect: Co
     spec = spec.model_copy(update={"base_dir": base_dir_there(name, spec, transport)})
     scheduler = make_scheduler_there(chosen, name, environment.supervisor_python, spec.base_dir)
     facts = _partition_facts(scheduler, spec, transport)
-    return _Place(name, spec, chosen, scheduler, facts, environment, transport)
+    container = merge_container(spec.container, recipe.job.container)
+    return _Place(name, spec, chosen, scheduler, facts, environment, container, transport)
 
 
 def base_dir_there(name: str, spec: HostSpec, transport: Transport) -> str:
@@ -245,12 +254,24 @@ def find_scheduler_there(name: str, transport: Transport, notes: list[str]) -> S
     return spec
 
 
+def _container_notes(job: Job, server: Container) -> list[str]:
+    """Return which fields do not apply, in words; ``server`` is the section that holds on the server's host."""
+    notes = []
+    given = sorted(job.container.model_fields_set - {"roles"})
+    if given and not server.roles:
+        notes.append(f"container: not applied, as container.roles is empty: {', '.join(given)}")
+    if "server" in server.roles and isinstance(job.engine, VllmEngine) and job.engine.python is not None:
+        notes.append("engine.python: not applied, the server runs in an image with an interpreter of its own")
+    return notes
+
+
 def _resolved_host(spec: HostSpec, place: _Place) -> HostSpec:
     base_dir = place.centre.base_dir if isinstance(place.centre, HostSpec) else spec.base_dir
     bind = spec.bind or place.scheduler.default_bind
     update = {
         "scheduler": place.spec,
         "environment": place.environment,
+        "container": place.container,
         "base_dir": base_dir,
         "bind": bind,
         "batch_template": _batch_template(None, spec, Path.cwd()),

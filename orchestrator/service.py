@@ -55,6 +55,23 @@ class Sidecar:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How a program is started in an image.
+
+    Attributes:
+        argv: Words in front of the program's own.
+        prefix: What a variable's name begins with on the node, for the program to see it.
+        passed: Names of the node's variables that the program sees too.
+        folders: Made on the node before.
+    """
+
+    argv: tuple[str, ...]
+    prefix: str
+    passed: tuple[str, ...]
+    folders: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class JobDraft:
     """What a part of a run wants to run; the planner makes a script of it.
 
@@ -75,6 +92,7 @@ class JobDraft:
         is_essential: Whether the run ends when this job does.
         pulls: Small files that the job writes and the orchestrator reads while it runs.
         components: Further parts of the allocation, on nodes of their own.
+        launch: How the main process is started in an image, or None for a plain environment.
     """
 
     name: str
@@ -96,6 +114,7 @@ class JobDraft:
     is_essential: bool = True
     pulls: tuple[Path, ...] = ()
     components: tuple[RoleResources, ...] = ()
+    launch: Launch | None = None
 
 
 @dataclass(frozen=True)

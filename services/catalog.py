@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from orchestrator.containers.launch import is_in_image
 from orchestrator.errors import ProgramMissingError
 from orchestrator.service import PlanContext, Role, Service
 from services.client import ClientService
@@ -46,6 +47,8 @@ def _monitoring(context: PlanContext) -> tuple[list[Service], list[str]]:
     binaries = wanted.binaries.model_dump()
     if not wanted.node_exporter:
         binaries.pop("node_exporter")
+    if is_in_image(context, "monitoring"):
+        binaries = {}
     missing = {name: program for name, program in binaries.items() if not is_installed(program)}
     if missing and wanted.mode == "required":
         names = ", ".join(f"{name} ('{program}')" for name, program in missing.items())

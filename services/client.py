@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.containers.launch import PYTHON, check_image, is_in_image, launch_of, prepare_image
 from orchestrator.errors import ProgramMissingError
 from orchestrator.resolve import client_cpus
 from orchestrator.service import Check, JobDraft, PlanContext, Role, Target
@@ -49,6 +50,9 @@ class ClientService:
         self._server = server
 
     def check(self, context: PlanContext) -> None:
+        if is_in_image(context, self.role):
+            check_image(context, "client")
+            return
         python = _python(context)
         missing = missing_packages(context, python, PACKAGES)
         if missing is None or missing:
@@ -62,18 +66,19 @@ class ClientService:
         return {}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
-        """Nothing is needed beforehand."""
+        prepare_image(context, self.role, "client", tell)
 
     def draft(self, context: PlanContext) -> JobDraft:
         job, server = context.recipe.job, self._server
         processes = job.benchmark.processes or 1
+        launch = launch_of(context, self.role, "client", self.name)
         return JobDraft(
             name=self.name,
             role=self.role,
             kind="service",
             body="services/client.j2",
             context=ClientContext(
-                python=_python(context),
+                python=PYTHON if launch else _python(context),
                 program=context.project / "client" / "server.py",
                 endpoints_dir=context.run.endpoints,
                 server_service=server.name,
@@ -94,8 +99,9 @@ class ClientService:
             env={"OMP_NUM_THREADS": str(job.resources.client.cpus or client_cpus(processes))},
             endpoint={"engine": "client"},
             targets=(Target("service", {"job": "client"}),),
-            sidecars=node_exporter(context.recipe, "client"),
+            sidecars=node_exporter(context, "client"),
             startup_timeout_s=min(600.0, job.service.startup_timeout_s),
+            launch=launch,
         )
 
 

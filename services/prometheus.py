@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.atomic import make_private_dir
+from orchestrator.containers.launch import check_image, is_in_image, launch_of, prepare_image
 from orchestrator.errors import UnsafeValueError
 from orchestrator.render import render
 from orchestrator.service import Check, JobDraft, PlanContext, Role, Target
@@ -32,23 +33,29 @@ class PrometheusService:
     role: Role = "monitoring"
 
     def check(self, context: PlanContext) -> None:
-        """Nothing more to look at: the catalog leaves it out where it is not installed."""
+        # Without an image there is nothing to look at: the catalog leaves it out where it is not installed.
+        if is_in_image(context, self.role):
+            check_image(context, "prometheus")
 
     def files(self, context: PlanContext) -> Mapping[Path, str]:
         return {context.run.config(CONFIG): config_text(context)}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
         make_private_dir(context.run.data(self.name))
+        prepare_image(context, self.role, "prometheus", tell)
+        if context.recipe.job.monitoring.node_exporter:
+            prepare_image(context, self.role, "node_exporter", tell)
 
     def draft(self, context: PlanContext) -> JobDraft:
         job = context.recipe.job
+        launch = launch_of(context, self.role, "prometheus", self.name)
         return JobDraft(
             name=self.name,
             role=self.role,
             kind="service",
             body="services/prometheus.j2",
             context=PrometheusContext(
-                executable=job.monitoring.binaries.prometheus,
+                executable="prometheus" if launch else job.monitoring.binaries.prometheus,
                 config=context.run.config(CONFIG),
                 storage=context.run.data(self.name),
                 retention=job.monitoring.retention,
@@ -58,6 +65,7 @@ class PrometheusService:
             endpoint={"engine": "prometheus"},
             targets=(Target("service", {"job": "prometheus"}),),
             port=job.monitoring.prometheus_port,
+            launch=launch,
             is_essential=job.monitoring.mode == "required",
         )
 

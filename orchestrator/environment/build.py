@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import sys
 import time
@@ -148,7 +147,7 @@ class Build:
         what += ", own requirements not counted" if self.wanted.own else ""
         what += f"; {size_text(found.free_bytes)} free in {found.folder}"
         answer = self.place.visit.shell(machine.SPACE, found.folder)
-        tight = [quota for quota in machine.parse_quotas(answer.stdout.splitlines()) if _left(quota) < need]
+        tight = [quota for quota in machine.parse_quotas(answer.stdout.splitlines()) if quota.left_bytes < need]
         if tight:
             return failed(
                 f"{what}; {'; '.join(map(str, tight))}", "Free some, or name another file system with --path."
@@ -301,11 +300,6 @@ class Build:
         if value is None:
             raise RuntimeError("a step was tried before what it needs")
         return value
-
-
-def _left(quota: machine.Quota) -> float:
-    """Return what a quota leaves, in bytes; infinity where it has no limit."""
-    return (quota.limit_kib - quota.used_kib) << 10 if quota.limit_kib else math.inf
 
 
 def would(*commands: Sequence[str]) -> Finding:

@@ -67,8 +67,7 @@ class Hold:
         """
         self._run, self._lock = run, f"{path}.lock"
         self._owner = Owner.of_this_process()
-        record = {"owner": asdict(self._owner), "user": getpass.getuser(), "since": int(time.time())}
-        self._record = json.dumps(record)
+        self._record = holder_record(self._owner)
 
     def take(self) -> None:
         """Take the lock; a dead holder's is taken over.
@@ -89,7 +88,9 @@ class Hold:
                 break
             self._run(["sh", "-c", _END, "sh", self._lock, _nonce(over)], _ASK_S)
             time.sleep(0.5)
-        raise HeldError(f"{_words(over)} makes this environment ({self._lock}).\nWait until it has ended, or end it.")
+        raise HeldError(
+            f"{holder_words(over)} makes this environment ({self._lock}).\nWait until it has ended, or end it."
+        )
 
     def guarded(self, argv: Sequence[str]) -> list[str]:
         """Return ``argv`` as it runs under the lock."""
@@ -126,8 +127,13 @@ def _nonce(record: str) -> str:
     return owner.nonce if owner is not None else ""
 
 
-def _words(record: str) -> str:
-    """Return who holds it, in words."""
+def holder_record(owner: Owner) -> str:
+    """Return what a lock's file says of its holder, who has held it from now on."""
+    return json.dumps({"owner": asdict(owner), "user": getpass.getuser(), "since": int(time.time())})
+
+
+def holder_words(record: str) -> str:
+    """Return who holds a lock, in words."""
     document = _read(record)
     owner = Owner.from_lease(document)
     if owner is None:

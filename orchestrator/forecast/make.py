@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ from orchestrator.forecast.stages import (
     trial_limit_s,
     wall_time_warnings,
 )
-from orchestrator.model_files import ModelShape, UnknownSizeError, model_folder, read_shape
+from orchestrator.model_files import ModelShape, UnknownSizeError, read_shape
+from orchestrator.models.source import source_of
 from orchestrator.plan import PlannedJob
 from orchestrator.recipe.base import time_limit_s
 from orchestrator.recipe.document import Job
@@ -139,7 +141,7 @@ def _shape(job: Job, server: PlannedJob | None, cache: Path) -> ModelShape | str
     if job.resources.server.host is not None:
         return f"the model lies on {job.resources.server.host}"
     try:
-        return read_shape(model_folder(job.service.model, cache))
+        return read_shape(source_of(job, cache, os.environ, "").folder())
     except UnknownSizeError as error:
         return str(error)
 

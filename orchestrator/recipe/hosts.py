@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from orchestrator.recipe.base import StrictModel, TimeLimit, Word
+from orchestrator.recipe.container import Container
 from orchestrator.recipe.infrastructure import Environment
 from orchestrator.recipe.sections import Binaries, SchedulerSpec
 from orchestrator.transports.ssh_spec import SshSpec
@@ -52,6 +53,7 @@ class Centre(StrictModel):
     partitions: dict[Word, Partition] = {}
     role_partitions: RolePartitions = RolePartitions()
     environment: Environment = Environment()
+    container: Container = Container()
     binaries: Binaries = Binaries()
     bind: Word | None = None
     """Address that services listen on; 127.0.0.1 where all nodes are one machine."""

@@ -116,7 +116,7 @@ class Environment(StrictModel):
     """Environment modules to load, in order."""
     variables: dict[EnvName, EnvValue] = {}
     """Environment variables of every job. Not for secrets: they are written into the scripts. Write 12.10 in quotes:
-    as a number it is 12.1."""
+    as a number it is 12.1. Programs in images see them too, except HOME, PATH, LD_LIBRARY_PATH and PYTHONPATH."""
 
 
 class Network(StrictModel):

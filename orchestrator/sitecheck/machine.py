@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +119,11 @@ class Quota:
         """Used part of the limit that is nearer; 0 without limits."""
         pairs = ((self.used_kib, self.limit_kib), (self.used_files, self.limit_files))
         return max((used / limit for used, limit in pairs if limit), default=0.0)
+
+    @property
+    def left_bytes(self) -> float:
+        """What may still be written; infinity where there is no limit."""
+        return (self.limit_kib - self.used_kib) << 10 if self.limit_kib else math.inf
 
     def __str__(self) -> str:
         parts = []

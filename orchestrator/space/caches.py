@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,9 @@ from orchestrator.space.wording import age_text
 from orchestrator.transports import LocalTransport
 
 DEFAULT_UNUSED_S = 30 * 86400.0
-SHELVES = ("models", "containers")
+SHELVES = ("models", "containers", "hub")
+# Of a hub cache, its own folders (locks, blobs that repositories share) are left to huggingface_hub.
+_HUB, _REPO_PREFIX = "hub", "models--"
 _WHOLE = ("ollama_models",)
 BUSY = "a converter is at work on it"
 
@@ -59,7 +62,9 @@ class CachesHere:
 
     def _entries(self) -> Iterator[Path]:
         for shelf in SHELVES:
-            yield from real_folders(self._cache / shelf)
+            for path in real_folders(self._cache / shelf):
+                if shelf != _HUB or path.name.startswith(_REPO_PREFIX) or is_doomed(path.name):
+                    yield path
         yield from (path for path in real_folders(self._cache) if path.name in _WHOLE or is_doomed(path.name))
 
     def _recent(self) -> list[RunDir]:
@@ -100,7 +105,7 @@ class CachesHere:
 
 
 def is_leftover(name: str) -> bool:
-    """Tell whether a folder of the cache was never finished, or is being deleted (services/conversion.py)."""
+    """Tell whether a folder of the cache was never finished, or is being deleted (orchestrator/models/lock.py)."""
     return is_doomed(name) or (name.startswith(".") and name.endswith(".partial"))
 
 
@@ -119,18 +124,24 @@ def last_used(path: Path) -> float:
 
 
 def mentions(run: RunDir, name: str) -> bool:
-    """Tell whether a run's recipe or scripts name something in the cache; what cannot be read counts as naming it."""
-    spellings = {name.encode(), json.dumps(name)[1:-1].encode()}
+    """Tell whether a run's recipe or scripts name something in the cache; what cannot be read counts as naming it.
+
+    A repository of a hub cache is named there as its model is.
+    """
+    if name.startswith(_REPO_PREFIX):
+        name = name.removeprefix(_REPO_PREFIX).replace("--", "/", 1)
+    spellings = [re.escape(spelling.encode()) for spelling in (name, json.dumps(name)[1:-1])]
+    pattern = re.compile(rb"(?<!\w)(" + b"|".join(spellings) + rb")(?!\w)")
     try:
         paths = [run.recipe, *run.script("x").parent.iterdir()]
         texts = (path.read_bytes() for path in paths if path.is_file())
-        return any(spelling in text for text in texts for spelling in spellings)
+        return any(map(pattern.search, texts))
     except OSError:
         return True
 
 
 def lock_path(path: Path) -> Path:
-    """Return the lock of whoever makes ``path``, by the convention of services/conversion.py."""
+    """Return the lock of whoever makes ``path``, by the convention of orchestrator/models/lock.py."""
     name = path.name
     if name.startswith(".") and name.endswith(".partial"):
         name = name[1:].removesuffix(".partial")

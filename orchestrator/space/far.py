@@ -227,11 +227,13 @@ class RunsThere:
 
 _UNUSED = """
 cd -- "$1" 2>/dev/null || exit 0
-for p in models/* containers/* ollama_models; do
+for p in models/* containers/* hub/models--* ollama_models; do
   [ -d "$p" ] && [ ! -L "$p" ] && [ ! -L "${p%%/*}" ] || continue
   used=$(find "./$p" -type f -printf '%A@\\n%T@\\n' | sort -rn | head -n 1)
+  name=${p##*/}
+  case $p in hub/*) name=$(printf '%s' "${name#models--}" | sed 's|--|/|') ;; esac
   runs=$(find "$2" -mindepth 3 -maxdepth 3 -type f -path '*/scripts/*' -mtime "-$3" \\
-    -exec grep -lF -e "${p##*/}" {} + 2>/dev/null | head -n 1)
+    -exec grep -lwF -e "$name" {} + 2>/dev/null | head -n 1)
   [ -O "$p" ] && own=1 || own=0
   printf '%s\\0%s\\0%s\\0%s\\0' "$p" "${used:-0}" "$runs" "$own"
 done
@@ -239,7 +241,7 @@ find . -type d -name .orch-partial -mtime +0 -prune -printf 'partial\\0%P\\0\\0\
 find . -mindepth 1 -maxdepth 2 -type d -name '.deleting-????????-*' -printf 'partial\\0%P\\0\\0\\0'
 date +%s
 """
-# The lock is that of services/conversion.py, should orch run there as well.
+# The lock is that of orchestrator/models/lock.py, should orch run there as well.
 _DELETE_CACHED = (
     """
 command -v flock >/dev/null || { echo "flock (util-linux) is not installed there" >&2; exit 1; }

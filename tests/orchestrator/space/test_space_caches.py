@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.atomic import write_json
+from orchestrator.models.lock import sole_maker
 from orchestrator.space.caches import CachesHere, lock_path
 from orchestrator.space.removal import doomed_name
-from services.conversion import sole_converter
 from tests.orchestrator.space.conftest import COMPLETED, DAY_S, Runs
 
 Orch = Callable[..., int]
@@ -48,6 +48,10 @@ def test_models_and_containers_that_nobody_uses_go(runs: Runs, cache: Path, orch
     runs.add("recent", *COMPLETED, days=10, service={"model": str(mine)})
     past = add_model(cache, "past", 40)
     runs.add("past", *COMPLETED, days=50, service={"model": str(past)})
+    add_model(cache, "models--org--old", 40, "hub")
+    add_model(cache, "models--org--mine", 40, "hub")
+    add_model(cache, "blobs", 40, "hub")
+    runs.add("hub", *COMPLETED, days=10, service={"model": "org/mine"})
     outside = add_model(cache, "x", 40, "elsewhere")
     (cache / "models" / "link").symlink_to(outside)
     assert orch("clean", "--caches", "--yes") == 0
@@ -55,9 +59,10 @@ def test_models_and_containers_that_nobody_uses_go(runs: Runs, cache: Path, orch
         "young", "mine", "link",
     }  # fmt: skip
     assert not (cache / "containers" / "image").exists()
+    assert sorted(path.name for path in (cache / "hub").iterdir() if path.is_dir()) == ["blobs", "models--org--mine"]
     assert (outside / "weights").is_file()
     # Runs are no caches.
-    assert runs.names == {"recent", "past"}
+    assert runs.names == {"recent", "past", "hub"}
 
 
 def test_model_that_was_read_lately_stays(runs: Runs, cache: Path, orch: Orch) -> None:
@@ -76,7 +81,7 @@ def test_nothing_goes_while_a_converter_is_at_work(
 ) -> None:
     model = add_model(cache, "llm", 400)
     partial = add_model(cache, ".llm.partial", 0)
-    with sole_converter(model, print):
+    with sole_maker(model, print):
         assert orch("clean", "--caches", "--yes", "--json") == 0
         told = json.loads(capsys.readouterr().out)
         assert {item["why_left"] for item in told["left"]} == {"a converter is at work on it"}
@@ -91,7 +96,7 @@ def test_nothing_goes_while_a_converter_is_at_work(
 
 
 def test_lock_is_the_converters(tmp_path: Path) -> None:
-    with sole_converter(tmp_path / "llm", print) as lock:
+    with sole_maker(tmp_path / "llm", print) as lock:
         for name in ("llm", ".llm.partial", doomed_name("llm")):
             assert lock_path(tmp_path / name) == Path(lock.name)
 

