@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from client.bodies import BenchmarkBody
 from client.errors import ClientServiceError, StorageError
 from client.exposition import ServiceMetrics
 from client.load.bench import Bench, Outcome, Tell, write_files
+from client.load.points import Points
 from client.load.run import Progress
 from client.results import BenchmarkFiles, write_private_json
 from client.summary import as_document, build_summary
@@ -24,13 +26,21 @@ class LoadEngine(Protocol):
     """What ``client.load.bench.run_bench`` is, and what may replace it."""
 
     def __call__(
-        self, bench: Bench, tell: Tell, is_cancelled: Callable[[], bool], on_start: Callable[[float], None]
+        self,
+        bench: Bench,
+        tell: Tell,
+        is_cancelled: Callable[[], bool],
+        on_start: Callable[[float], None],
+        points: Points | None,
     ) -> Outcome:
         """See ``client.load.bench.run_bench``."""
 
 
 class Benchmark:
-    """A benchmark of this process. ``queued`` lasts until the workers stand ready and the warm-up is over."""
+    """A benchmark of this process. ``queued`` lasts until the workers stand ready and the warm-up is over.
+
+    ``earlier`` are the folders of those that it continues.
+    """
 
     def __init__(
         self,
@@ -39,6 +49,7 @@ class Benchmark:
         bench: Bench,
         files: BenchmarkFiles,
         metrics: ServiceMetrics,
+        earlier: Sequence[Path] = (),
     ) -> None:
         self.id = benchmark_id
         self.fingerprint = body.fingerprint()
@@ -46,6 +57,7 @@ class Benchmark:
         self._bench = bench
         self._files = files
         self._metrics = metrics
+        self._points = Points(files.folder, tuple(earlier))
         self._lock = threading.Lock()
         self._cancel = threading.Event()
         self._ended = threading.Event()
@@ -107,7 +119,7 @@ class Benchmark:
         logger.info("benchmark %s: %s %s", self.id, self._bench.kind, ", ".join(f"{x:g}" for x in self._bench.loads))
         self._metrics.benchmark_running(True)
         try:
-            self._conclude(engine(self._bench, self._take, self._cancel.is_set, self._begin))
+            self._conclude(engine(self._bench, self._take, self._cancel.is_set, self._begin, self._points))
         except ClientServiceError as error:
             self._is_storage_error = isinstance(error, StorageError)
             self._fail(str(error))

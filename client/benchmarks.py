@@ -12,7 +12,7 @@ from typing import Any
 
 from client.benchmark import Benchmark, LoadEngine
 from client.bodies import BenchmarkBody
-from client.errors import BenchmarkBusyError, BenchmarkConflictError
+from client.errors import BenchmarkBusyError, BenchmarkConflictError, FieldError, InvalidInputError
 from client.exposition import ServiceMetrics
 from client.load.bench import Bench, run_bench
 from client.results import BenchmarkFiles, read_json, read_records
@@ -61,6 +61,7 @@ class Benchmarks:
         Raises:
             BenchmarkBusyError: another one is running.
             BenchmarkConflictError: see ``existing``.
+            InvalidInputError: it continues one that there is not, or that had another load.
             StorageError: its folder cannot be made.
         """
         with self._lock:
@@ -70,15 +71,24 @@ class Benchmarks:
             running = self.running()
             if running is not None:
                 raise BenchmarkBusyError(running.id)
+            earlier = [self._folder_to_continue(one, body) for one in body.continues]
             bench = make_bench()
             benchmark_id = body.id or f"b-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
             files = BenchmarkFiles(self._output_dir, benchmark_id)
             files.create({"fingerprint": body.fingerprint(), "body": body.to_json()})
             body = replace(body, id=benchmark_id)
-            benchmark = Benchmark(benchmark_id, body, bench, files, self._metrics)
+            benchmark = Benchmark(benchmark_id, body, bench, files, self._metrics, earlier)
             self._live[benchmark_id] = benchmark
             benchmark.start(self._engine)
             return benchmark_id, True
+
+    def _folder_to_continue(self, benchmark_id: str, body: BenchmarkBody) -> Path:
+        files = BenchmarkFiles(self._output_dir, benchmark_id)
+        known = (read_json(files.request) or {}).get("fingerprint")
+        if known != body.fingerprint():
+            what = "there is none of this id" if known is None else "it had another body"
+            raise InvalidInputError([FieldError("continues", f"{benchmark_id}: {what}", "benchmarks of the same body")])
+        return files.folder
 
     def live(self, benchmark_id: str) -> Benchmark | None:
         """Return the benchmark if this process started it."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from client.errors import FieldError, InvalidInputError, WorkloadError
-from client.fields import FieldReader
+from client.fields import ID_ALLOWED, FieldReader, is_valid_id
 from client.load.bench import Bench
 from client.load.inputs import Wanted, make_bench
 from client.load.spec import Prompt, Sampling, Server
@@ -29,6 +29,8 @@ MAX_RATE_PER_S = 100_000.0
 MAX_REPEATS = 100
 MAX_TERMS_CHARS = 300
 MAX_EXPORTERS = 64
+MAX_CONTINUED = 100
+MAX_ID_CHARS = 64
 _SAMPLING_FIELDS = ("prompt", "model", "max_tokens", "temperature", "seed", "system")
 # Texts that are read as `orch.py bench` reads its options of the same names.
 _TERMS = ("input_tokens", "output_tokens", "shared_prefixes", "turns", "think_time", "slo")
@@ -47,6 +49,7 @@ _BENCHMARK_FIELDS = (
     "async",
     "background",
     "exporters",
+    "continues",
     "id",
     "keep_responses",
     "max_failed_share",
@@ -144,6 +147,7 @@ class BenchmarkBody:
     keep_responses: bool
     max_failed_share: float
     exporters: tuple[str, ...]
+    continues: tuple[str, ...]
     background: bool
     id: str | None
 
@@ -164,7 +168,7 @@ class BenchmarkBody:
         # Its default follows ``background``: asking again in the other way is asking for the same benchmark.
         del fields["keep_responses"]
         # Whoever asks again may know of others by now.
-        del fields["exporters"]
+        del fields["exporters"], fields["continues"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def to_bench(self, target: Target, api_token: str | None, processes: int | None) -> Bench:
@@ -263,9 +267,12 @@ def read_benchmark(document: object, defaults: QueryDefaults) -> BenchmarkBody:
         keep_responses=reader.boolean("keep_responses", not background),
         max_failed_share=reader.number("max_failed_share", 0.0, 1.0, DEFAULT_MAX_FAILED_SHARE),
         exporters=reader.texts("exporters", MAX_TERMS_CHARS, MAX_EXPORTERS),
+        continues=reader.texts("continues", MAX_ID_CHARS, MAX_CONTINUED),
         background=background,
         id=reader.identifier("id"),
     )
+    if not all(is_valid_id(one) for one in body.continues):
+        reader.reject("continues", "names what is no id", ID_ALLOWED)
     _check_load(reader, body)
     reader.finish()
     return body

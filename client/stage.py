@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,14 @@ class BenchmarkStage:
     def run(self, context: StageContext) -> dict[str, Any]:
         """Measure, and once more if the LLM server was restarted meanwhile; see Stage.run."""
         deadline = time.monotonic() + context.recipe.job.benchmark.timeout_s
-        result = self._measure(context, self._choose_id(context), deadline)
+        result = self._measure(context, self._choose_ids(context), deadline)
         earlier = []
         if RESTARTED in result["invalid_reasons"]:
             context.progress.say(f"benchmark: {RESTARTED}; it is measured once more")
             earlier.append(
                 {name: result[name] for name in EARLIER_FIELDS} | {"records": str(_records(context, result))}
             )
-            result = self._measure(context, self._choose_id(context, result["id"]), deadline)
+            result = self._measure(context, self._choose_ids(context, result["id"]), deadline)
         _push(context, result)
         records = _records(context, result)
         if result["successful"] == 0:
@@ -63,14 +64,21 @@ class BenchmarkStage:
         told = {"records": str(records), "page": _write_page(context, records.parent)}
         return {**result, **told, **({"earlier": earlier} if earlier else {})}
 
-    def _measure(self, context: StageContext, benchmark_id: str, deadline: float) -> dict[str, Any]:
+    def _measure(self, context: StageContext, ids: Sequence[str], deadline: float) -> dict[str, Any]:
         """Return the figures of one benchmark; those of a server that was restarted meanwhile are not valid.
+
+        Args:
+            context: The run.
+            ids: The benchmark's own, after those whose points it takes over.
+            deadline: On the monotonic clock.
 
         Raises:
             StageError: it did not end by ``deadline``, or the server was not there by then.
         """
         server = self._await_server(context, deadline)
-        body = _body(context.recipe.job, benchmark_id) | {"exporters": _exporters(context, server)}
+        *continued, benchmark_id = ids
+        body = _body(context.recipe.job, benchmark_id)
+        body |= {"exporters": _exporters(context, server), "continues": continued}
         context.progress.show_bar(self.name, 0, None, "")
         self._ask(context, "POST", "/benchmark", body)
         result, is_restarted = self._await(context, benchmark_id, server, deadline)
@@ -83,20 +91,21 @@ class BenchmarkStage:
             result |= {"valid": False, "invalid_reasons": [*result["invalid_reasons"], RESTARTED]}
         return result
 
-    def _choose_id(self, context: StageContext, spent: str | None = None) -> str:
+    def _choose_ids(self, context: StageContext, spent: str | None = None) -> list[str]:
         """Return the id of this run's benchmark: that of an earlier orchestrator, unless it is of no use, or ``spent``.
 
-        Of no use is one that was cut off, and one that lost requests, as to a server that died.
+        Of no use is one that was cut off, and one that lost requests, as to a server that died. Before it come the ids
+        of those, whose points can be taken over.
         """
-        number = 1
+        ids: list[str] = []
         while True:
-            benchmark_id = f"run-{context.run_id}" + (f"-{number}" if number > 1 else "")
+            benchmark_id = f"run-{context.run_id}" + (f"-{len(ids) + 1}" if ids else "")
             status = self._ask(context, "GET", f"/benchmark/{benchmark_id}", allows_absence=True)
             result = status.get("result") or {}
             is_void = status.get("state") == "done" and bool(result.get("failed")) and not result.get("valid")
+            ids.append(benchmark_id)
             if status.get("state") not in {"failed", "cancelled"} and not is_void and benchmark_id != spent:
-                return benchmark_id
-            number += 1
+                return ids
 
     def _await_server(self, context: StageContext, deadline: float) -> Endpoint:
         """Return where the LLM server is, once it is ready.

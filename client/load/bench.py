@@ -15,6 +15,7 @@ from client.load.arrivals import constant_arrivals, gamma_arrivals, poisson_arri
 from client.load.export import Summary, points_csv, summarise, write_jsonl, write_parquet, write_private
 from client.load.figures import metrics_of
 from client.load.payloads import encode_requests
+from client.load.points import Points
 from client.load.repeats import combine
 from client.load.rows import MEASURED
 from client.load.run import Measurement, Progress, measure, scratch
@@ -154,6 +155,7 @@ def run_bench(
     tell: Tell = lambda _text, _progress: None,
     is_cancelled: Callable[[], bool] = lambda: False,
     on_start: Callable[[float], None] = lambda _: None,
+    points: Points | None = None,
 ) -> Outcome:
     """Measure what ``bench`` asks for.
 
@@ -162,11 +164,12 @@ def run_bench(
         tell: Told in words what is being done, and how far it is.
         is_cancelled: Asked now and then; what is under way then ends early.
         on_start: Told each common start, in seconds since the epoch.
+        points: Where several measurements are kept as soon as they are made.
 
     Raises:
-        ClientServiceError: the self-check could not be made, or a worker died.
+        ClientServiceError: the self-check could not be made, a worker died, or a file cannot be written.
     """
-    running = _Running(bench, tell, is_cancelled, on_start)
+    running = _Running(bench, tell, is_cancelled, on_start, points)
     adds_ms = running.check() if bench.has_self_check else None
     told = running.search(adds_ms) if bench.finds_capacity else running.all(adds_ms)
     return _conclude(bench, told, adds_ms, running.was_cut)
@@ -174,12 +177,19 @@ def run_bench(
 
 class _Running:
     def __init__(
-        self, bench: Bench, tell: Tell, is_cancelled: Callable[[], bool], on_start: Callable[[float], None]
+        self,
+        bench: Bench,
+        tell: Tell,
+        is_cancelled: Callable[[], bool],
+        on_start: Callable[[float], None],
+        points: Points | None,
     ) -> None:
         self._bench, self._tell, self._is_cancelled, self._on_start = bench, tell, is_cancelled, on_start
         self._bodies = encode_requests(bench.server, bench.sampling, bench.prompts)
         self.was_cut = False
         self._has_many = len(bench.loads) * bench.repeats > 1 or bench.finds_capacity
+        self._points = points if self._has_many else None
+        self._number = 0
 
     def check(self) -> float:
         """Return what the client adds under the largest of the loads, in milliseconds."""
@@ -190,7 +200,31 @@ class _Running:
         return client_adds_ms(bench.server.api, bench.prompts[0], bench.sampling.max_tokens, shape, processes)
 
     def one(self, load: float, repeat: int, adds_ms: float | None) -> Told:
-        """Measure one load once."""
+        """Measure one load once, unless it was measured before."""
+        bench, number = self._bench, self._number
+        self._number += 1
+        options = Options(
+            warmup_s=bench.warmup_s,
+            cooldown_s=bench.cooldown_s,
+            expected=bench.expected(load),
+            slos=bench.slos,
+            seed=bench.seed,
+        )
+        earlier = self._points.find(number, load) if self._points is not None else None
+        if earlier is not None:
+            seen, server = earlier
+            analysis = analyse(seen, options)
+        else:
+            seen, side = self._measure(load, repeat)
+            analysis = analyse(seen, options)
+            server = side.figures(analysis.figures.window_s, analysis.figures.output_tokens_per_s)
+        if self._points is not None and not seen.was_cancelled:
+            self._points.keep(number, load, seen, server)
+        may_overdrive = self._has_many and bench.kind == "rate"
+        reasons = invalid_reasons(analysis.figures, bench.limits, adds_ms, may_overdrive)
+        return Told(load, seen, analysis, tuple(reasons), server)
+
+    def _measure(self, load: float, repeat: int) -> tuple[Measurement, ServerSide]:
         bench = self._bench
         shape = bench.shape(load, repeat)
         processes = choose_processes(shape, bench.processes)
@@ -205,18 +239,7 @@ class _Running:
                     self._on_start(started_at)
 
                 seen = measure(plans, folder, self._is_cancelled, lambda progress: self._tell(name, progress), started)
-        options = Options(
-            warmup_s=bench.warmup_s,
-            cooldown_s=bench.cooldown_s,
-            expected=bench.expected(load),
-            slos=bench.slos,
-            seed=bench.seed,
-        )
-        analysis = analyse(seen, options)
-        may_overdrive = self._has_many and bench.kind == "rate"
-        reasons = invalid_reasons(analysis.figures, bench.limits, adds_ms, may_overdrive)
-        server = side.figures(analysis.figures.window_s, analysis.figures.output_tokens_per_s)
-        return Told(load, seen, analysis, tuple(reasons), server)
+        return seen, side
 
     def all(self, adds_ms: float | None) -> list[Told]:
         """Measure each load as often as it is to be repeated; once it is cancelled, nothing more is begun."""
@@ -301,7 +324,7 @@ def _main(told: Sequence[Told], knee: float | None, good: float | None) -> Told:
 
 
 def write_files(outcome: Outcome, folder: Path) -> None:
-    """Write what was measured into ``folder``, which is there already; ``summary.json`` and the page come on top.
+    """Write what was measured into ``folder``, which is there already; Points, summary and page come on top.
 
     Raises:
         StorageError: a file cannot be written.
@@ -311,11 +334,6 @@ def write_files(outcome: Outcome, folder: Path) -> None:
     write_jsonl(main.measurement, folder / "requests.jsonl")
     if summary.points:
         write_private(folder / "points.csv", points_csv(summary.points).encode())
-    if len(outcome.told) > 1:
-        for number, item in enumerate(outcome.told):
-            point = folder / "points" / f"{number:03d}_{item.load:g}"
-            point.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_parquet(item.measurement, point / "requests.parquet")
 
 
 def errors_of(seen: Measurement) -> list[str]:

@@ -19,6 +19,7 @@ from client.errors import ClientServiceError, StorageError, WorkloadError
 from client.load.bench import Outcome, errors_of, run_bench, write_files
 from client.load.export import Summary, encode_summary, write_private
 from client.load.inputs import DEFAULT_REQUESTS, Wanted, make_bench
+from client.load.points import Points
 from client.load.report import write_report
 from client.load.run import Progress
 from client.load.saturation import LoadKind
@@ -104,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         bench = make_bench(_wanted(options))
         folder = _folder(options)
-        outcome = run_bench(bench, teller.tell, lambda: bool(stopping))
+        outcome = run_bench(bench, teller.tell, lambda: bool(stopping), points=Points(folder))
         teller.close()
         write_files(outcome, folder)
         write_report(folder, outcome.summary, outcome.main.analysis.columns, errors_of(outcome.main.measurement))

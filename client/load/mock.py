@@ -286,6 +286,8 @@ class MockConnection(asyncio.Protocol):
         if method == b"GET":
             text = self.stage.truth.take() if path == b"/truth" else b"{}"
             self.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+            if self._transport is not None and b"Connection: close" in head:
+                self._transport.close()
             return
         if self._token is not None and b"Authorization: Bearer " + self._token not in head:
             self.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")

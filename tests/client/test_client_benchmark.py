@@ -9,6 +9,7 @@ from flask.testing import FlaskClient
 
 from client.app import ServiceSettings, create_app
 from client.load.bench import Bench, Outcome, Tell, run_bench
+from client.load.points import Points
 from tests.client.fake_server import Behaviour, FakeServer
 
 BODY = {"n_clients": 2, "n_requests_per_client": 3, "prompt": "Test prompt", "model": "fake-model", "self_check": False}
@@ -175,10 +176,14 @@ def test_benchmark_other_engine_behind_the_seam_is_used(settings: ServiceSetting
     asked = []
 
     def engine(
-        bench: Bench, tell: Tell, is_cancelled: Callable[[], bool], on_start: Callable[[float], None]
+        bench: Bench,
+        tell: Tell,
+        is_cancelled: Callable[[], bool],
+        on_start: Callable[[float], None],
+        points: Points | None,
     ) -> Outcome:
         asked.append(bench)
-        return run_bench(bench, tell, is_cancelled, on_start)
+        return run_bench(bench, tell, is_cancelled, on_start, points)
 
     answer = create_app(settings, engine).test_client().post("/benchmark", json=BODY)
     assert answer.status_code == 200
@@ -207,6 +212,51 @@ def test_benchmark_sweep_has_a_point_for_each_load_and_its_files(
     folder = settings.output_dir / "sweep"
     assert len(list((folder / "points").glob("*/requests.parquet"))) == 3
     assert (folder / "points.csv").read_text().count("\n") == 4
+
+
+SWEEP = {"prompt": "p", "self_check": False, "concurrency": [1, 2, 4], "requests": 8, "async": True}
+
+
+def test_benchmark_that_continues_one_that_was_cut_off_measures_what_is_missing(
+    http: FlaskClient, fake: FakeServer, settings: ServiceSettings
+) -> None:
+    fake.behaviour = Behaviour(first_token_delay_s=0.2)
+    http.post("/benchmark", json={**SWEEP, "id": "first"})
+    wait_for(http, "first", lambda status: status["progress"]["finished"] > 8)
+    assert http.delete("/benchmark/first").status_code == 202
+    assert wait_for(http, "first", has_ended)["state"] == "cancelled"
+    (settings.output_dir / "first" / "summary.json").unlink()  # as after a kill
+    begun = len(fake.requests)
+    assert http.post("/benchmark", json={**SWEEP, "id": "second", "continues": ["first"]}).status_code == 202
+    result = wait_for(http, "second", has_ended)["result"]
+    assert result["valid"], result["invalid_reasons"]
+    assert [(point["load"], point["is_valid"]) for point in result["points"]] == [(1, True), (2, True), (4, True)]
+    assert len(fake.requests) - begun == 16, "the first point is taken over"
+    kept = sorted(path.parent.name for path in (settings.output_dir / "second").glob("points/*/requests.parquet"))
+    assert kept == ["000_1", "001_2", "002_4"]
+
+
+def test_benchmark_that_continues_measures_points_with_failures_again(http: FlaskClient, fake: FakeServer) -> None:
+    fake.script.append(Behaviour(status=500))
+    http.post("/benchmark", json={**SWEEP, "id": "first"})
+    wait_for(http, "first", has_ended)
+    begun = len(fake.requests)
+    http.post("/benchmark", json={**SWEEP, "id": "second", "continues": ["first"]})
+    assert wait_for(http, "second", has_ended)["result"]["failed"] == 0
+    assert len(fake.requests) - begun == 8
+
+
+@pytest.mark.parametrize(
+    ("continues", "words"),
+    [(["nope"], "none of this id"), (["../x"], "no id"), ("first", "a list"), (["first"], "another body")],
+)
+def test_benchmark_that_continues_what_it_cannot_is_refused(
+    http: FlaskClient, fake: FakeServer, continues: object, words: str
+) -> None:
+    http.post("/benchmark", json={**BODY, "id": "first"})
+    answer = http.post("/benchmark", json={**SWEEP, "continues": continues})
+    assert answer.status_code == 400
+    assert words in answer.text
 
 
 def test_benchmark_open_loop_sends_at_its_rate(http: FlaskClient, fake: FakeServer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import requests
 
@@ -32,3 +34,10 @@ def test_mock_counts_connections_that_carried_answers(mock: Mock) -> None:
         assert ask_for(lost, mock, "mock:", "/tokenize") == (404, b"")
     assert mock.truth()["connections"] == 2
     assert mock.truth()["connections"] == 0
+
+
+def test_mock_ends_a_connection_that_is_to_be_closed(mock: Mock) -> None:
+    with socket.create_connection(("127.0.0.1", mock.port), timeout=5) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            assert answer.read().endswith(b"\r\n\r\n{}")
