@@ -661,8 +661,7 @@ class Broker:
         self.beat_at_s = time.monotonic() + HEARTBEAT_S
         path = self.spool.folder / "broker.heartbeat"
         try:
-            broker = self.spool.read(self.spool.folder / "broker.json")
-            if broker is not None and broker.get("attempt") != self.document["attempt"]:
+            if self._is_replaced():
                 return False
             self.spool.write(path, {"attempt": self.document["attempt"], "at": time.time()})
         except StepsError as error:
@@ -670,6 +669,15 @@ class Broker:
             with contextlib.suppress(OSError):
                 os.utime(str(path))  # needs no space
         return True
+
+    def _is_replaced(self) -> bool:
+        """Tell whether another broker has taken the spool over.
+
+        Raises:
+            StepsError: this cannot be read.
+        """
+        broker = self.spool.read(self.spool.folder / "broker.json")
+        return broker is not None and broker.get("attempt") != self.document["attempt"]
 
     def _leave_to_another(self) -> int:
         log("another broker has taken its place: the steps of this one are ended")
@@ -923,6 +931,9 @@ class Broker:
         for step in self.steps.values():
             if step.record != step.written:
                 try:
+                    if self._is_replaced():  # since the last beat, as while this process was stopped
+                        self.beat_at_s = 0.0
+                        return False
                     self.spool.write(self.spool.path(step.id, "step"), step.record)
                 except StepsError as error:
                     log(f"{error} (will try again)")
