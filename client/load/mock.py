@@ -273,7 +273,7 @@ class MockConnection(asyncio.Protocol):
             if end < 0:
                 return
             head = self._buffer[:end]
-            at = head.find(b"Content-Length: ")
+            at = head.lower().find(b"content-length: ")
             length = int(head[at + 16 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
             if len(self._buffer) < end + 4 + length:
                 return
@@ -289,7 +289,7 @@ class MockConnection(asyncio.Protocol):
             if self._transport is not None and b"Connection: close" in head:
                 self._transport.close()
             return
-        if self._token is not None and b"Authorization: Bearer " + self._token not in head:
+        if self._token is not None and b"authorization: bearer " + self._token.lower() not in head.lower():
             self.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
             return
         found = _MODEL.search(body)
