@@ -38,7 +38,8 @@ def main() -> int:
         from orchestrator.compose import Parts
         from orchestrator.sitecheck.packages import Packages
         from services.catalog import services_of
-        from services.client import PACKAGES
+        from services.client import PACKAGES as CLIENT_PACKAGES
+        from services.front import PACKAGES as BALANCER_PACKAGES
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in {"agent", "client", "monitoring", "orchestrator", "services"}:
             raise
@@ -47,7 +48,7 @@ def main() -> int:
         services_of=services_of,
         stages=(BenchmarkStage(), HpoStage()),
         make_metrics=make_metrics,
-        packages=Packages(client=PACKAGES, trainer=TRAINER_PACKAGES),
+        packages=Packages(client=CLIENT_PACKAGES, trainer=TRAINER_PACKAGES, balancer=BALANCER_PACKAGES),
     )
     return run_command(sys.argv[1:], parts)
 

@@ -101,11 +101,8 @@ def _open_study(context: StageContext) -> tuple[Any, Any]:
     study = SearchStudy(context.run.hpo / "study.journal", context.experiment_id, hpo)
     if hpo.sampler != "llm":
         return study, None
-    if job.engine is None:
-        raise StageError("hpo: the sampler 'llm' needs an engine, and the recipe has none.")
-    engine = job.engine.kind
     client = LlmClient(
-        lambda: context.endpoint(engine), context.run.api_token, hpo.llm.request_timeout_s, job.service.model
+        lambda: context.endpoint(job.front), context.run.api_token, hpo.llm.request_timeout_s, job.service.model
     )
     task = Task(describe_data(hpo.dataset, context.plan.is_here), hpo.objective, hpo.space, hpo.fixed, hpo.trials)
     log = context.run.hpo / "proposals.jsonl"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from orchestrator.recipe.document import Job, Recipe
 from orchestrator.records import Endpoint
 from orchestrator.service import JobDraft, PlanContext, Role
 from orchestrator.stage import StageContext
+from orchestrator.tracked import ready_endpoint
 
 SERVICE = "client"
 REQUEST_TIMEOUT_S = 20.0
@@ -65,7 +66,7 @@ class BenchmarkStage:
         return {**result, **told, **({"earlier": earlier} if earlier else {})}
 
     def _measure(self, context: StageContext, ids: Sequence[str], deadline: float) -> dict[str, Any]:
-        """Return the figures of one benchmark; those of a server that was restarted meanwhile are not valid.
+        """Return the figures of one benchmark; they are not valid if a server was restarted, lost or added meanwhile.
 
         Args:
             context: The run.
@@ -76,9 +77,10 @@ class BenchmarkStage:
             StageError: it did not end by ``deadline``, or the server was not there by then.
         """
         server = self._await_server(context, deadline)
+        asked = _servers(context, server)
         *continued, benchmark_id = ids
         body = _body(context.recipe.job, benchmark_id)
-        body |= {"exporters": _exporters(context, server), "continues": continued}
+        body |= {"exporters": _exporters(context, asked), "continues": continued}
         context.progress.show_bar(self.name, 0, None, "")
         self._ask(context, "POST", "/benchmark", body)
         result, is_restarted = self._await(context, benchmark_id, server, deadline)
@@ -87,8 +89,9 @@ class BenchmarkStage:
             # A server that died under the load is known to be dead only when its heartbeat has stopped.
             context.wait(DEATH_IS_KNOWN_S)
             is_restarted = self._await_server(context, deadline).attempt != server.attempt
-        if is_restarted:
-            result |= {"valid": False, "invalid_reasons": [*result["invalid_reasons"], RESTARTED]}
+        reasons = [*([RESTARTED] if is_restarted else []), *_changes(asked, _servers(context, server))]
+        if reasons:
+            result |= {"valid": False, "invalid_reasons": [*result["invalid_reasons"], *reasons]}
         return result
 
     def _choose_ids(self, context: StageContext, spent: str | None = None) -> list[str]:
@@ -210,13 +213,29 @@ def _body(job: Job, benchmark_id: str) -> dict[str, Any]:
     return body
 
 
-def _exporters(context: StageContext, server: Endpoint) -> list[str]:
-    """Return the URLs of the exporters beside the LLM server, as far as they have registered where this can be seen."""
+def _servers(context: StageContext, front: Endpoint) -> dict[str, Endpoint]:
+    """Return the LLM servers that are ready, by name: the one that is asked, or the replicas behind the balancer."""
+    if context.recipe.job.service.replicas == 1:
+        return {front.service: front}
+    jobs = [job for job in context.jobs.services if job.planned.role == "server"]
+    return {job.name: endpoint for job in jobs if (endpoint := ready_endpoint(context.run, job)) is not None}
+
+
+def _changes(before: Mapping[str, Endpoint], after: Mapping[str, Endpoint]) -> list[str]:
+    """Return which replicas came or went, in words."""
+    attempts = [{(name, endpoint.attempt) for name, endpoint in servers.items()} for servers in (before, after)]
+    names = sorted({name for name, _ in attempts[0] ^ attempts[1]})
+    return [f"replicas came or went while they were measured: {', '.join(names)}"] if names else []
+
+
+def _exporters(context: StageContext, servers: Mapping[str, Endpoint]) -> list[str]:
+    """Return the URLs of the exporters beside LLM servers, as far as they have registered where this can be seen."""
     urls = []
-    for kind in ("node", "gpu"):
-        path = context.run.targets / f"{kind}_targets_{server.job_id}.json"
-        for entry in read_json(path) or []:
-            urls += [f"http://{where}" for where in entry["targets"]]
+    for server in servers.values():
+        for kind in ("node", "gpu"):
+            path = context.run.targets / f"{kind}_targets_{server.job_id}.json"
+            for entry in read_json(path) or []:
+                urls += [f"http://{where}" for where in entry["targets"]]
     return urls
 
 
@@ -238,10 +257,7 @@ def _write_page(context: StageContext, folder: Path) -> str | None:
 
 
 def _server(context: StageContext) -> Endpoint:
-    engine = context.recipe.job.engine
-    if engine is None:
-        raise StageError("the benchmark needs an engine, and the recipe has none")
-    return context.endpoint(engine.kind)
+    return context.endpoint(context.recipe.job.front)
 
 
 def _is_replaced(context: StageContext, server: Endpoint, has_failures: bool) -> bool:

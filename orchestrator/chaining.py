@@ -11,7 +11,9 @@ from orchestrator.recipe.infrastructure import RoleResources
 _WHERE = "job.infrastructure.successor_lead"
 
 
-def lead_problems(lead: str | None, server: RoleResources, client: RoleResources, scheduler: str) -> list[Problem]:
+def lead_problems(
+    lead: str | None, server: RoleResources, client: RoleResources, scheduler: str, replicas: int = 1
+) -> list[Problem]:
     """Return why a serving job cannot have a successor.
 
     Args:
@@ -19,9 +21,12 @@ def lead_problems(lead: str | None, server: RoleResources, client: RoleResources
         server: What the serving job gets.
         client: What the client's job gets: it has no successor, and the run ends with it.
         scheduler: Kind of its scheduler; on ``local`` wall times are not applicable.
+        replicas: How many serving jobs there are.
     """
     if lead is None or scheduler == "local":
         return []
+    if replicas > 1:
+        return [Problem(_WHERE, "goes not with service.replicas: one that has ended is replaced", "one of them")]
     if server.requeue:
         return [Problem(_WHERE, "goes not with requeue: the job would come back beside its successor", "one of them")]
     if server.time is None:

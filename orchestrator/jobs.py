@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from orchestrator.arrays import PlannedArray
+from orchestrator.atomic import read_json
 from orchestrator.errors import CannotStartError, CommandError, JobFailedError, StorageError, TransportError
 from orchestrator.host_view import HostView
 from orchestrator.hosts import Hosts
@@ -249,10 +250,21 @@ class JobTracker:
             )
         if verdict.state.is_final and not job.state.is_final:
             view.host.collect_logs(job.planned, job.job_id)
+            self._withdraw_endpoint(job, view)
             self._table.close(job)
             if job.planned.kind == "task" and verdict.state == JobState.COMPLETED:
                 self._done[token] = job
         job.state, job.why, job.node = verdict.state, verdict.why, node
+
+    def _withdraw_endpoint(self, job: TrackedJob, view: HostView) -> None:
+        """Remove the endpoint record of a job that was killed outright: its port may soon be somebody else's."""
+        path = self._run.endpoint(job.name)
+        record = read_json(path)
+        if self._journal.only_looks or not isinstance(record, dict) or record.get("token") != job.planned.token:
+            return
+        answer = view.ask(["rm", "-f", "--", str(view.there(path))])
+        if answer.returncode != 0:
+            log.warning("the endpoint record of %s is left behind: %s", job.name, answer.stderr.strip())
 
     def _end_repetitions(self, seen: Mapping[str, Seen], view: HostView) -> None:
         """Keep tasks that are done from running once more, where the scheduler has them in the queue again.

@@ -25,7 +25,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 CLOCK_EVERY_S = 300.0
 LOG_BYTES = 1 << 20
 # What runs on compute nodes, in the run's own copy: a newer clone must not change a run under way.
-CODE = ("client", "trainer")
+CODE = ("client", "trainer", "services/balancer", "orchestrator/errors.py")
 # What jobs read; everything else there is theirs.
 _SENT = ("scripts", "secrets", "config")
 PULL_BYTES = 4 << 20

@@ -121,6 +121,8 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
     notes += _container_notes(job, server.container)
     if isinstance(engine, OllamaEngine) and job.service.precision != "auto":
         notes.append(f"service.precision = {job.service.precision}: not applied, Ollama's tag decides the precision")
+    if job.service.balancer is not None and job.service.replicas == 1:
+        notes.append("service.balancer: not applied, as service.replicas is 1")
     chosen = job.model_copy(
         update={
             "scheduler": here.spec,
@@ -147,7 +149,7 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
         }
     )
     lead = job.infrastructure.successor_lead
-    problems = lead_problems(lead, resources["server"], resources["client"], server.spec.kind)
+    problems = lead_problems(lead, resources["server"], resources["client"], server.spec.kind, job.service.replicas)
     if problems:
         raise RecipeError("recipe", problems)
     if lead is not None and server.spec.kind == "local":

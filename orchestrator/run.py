@@ -35,6 +35,7 @@ from orchestrator.own_job import OwnJob
 from orchestrator.progress import Progress
 from orchestrator.put_away import PuttingAway
 from orchestrator.recipe.base import time_limit_s
+from orchestrator.replicas import Replicas
 from orchestrator.rundir import experiment_id_of
 from orchestrator.service import Role
 from orchestrator.stage import Stage, StageContext
@@ -91,8 +92,13 @@ class Run:
             self._run, self._jobs, time_limit_s(lead) if lead else None, limits_s, composed.plan_service_again,
             job.service.request_timeout_s, progress.say,
         )  # fmt: skip
+        names = [planned.name for planned in composed.plan.jobs if planned.role == "server"]
+        replicas = Replicas(
+            self._jobs, names if len(names) > 1 else (), job.service.startup_timeout_s, composed.plan_service_again,
+            progress.say,
+        )  # fmt: skip
         self._watch = Watch(
-            self._run, self._jobs, self._lease, composed.hosts, progress, self._notifier, self._succession
+            self._run, self._jobs, self._lease, composed.hosts, progress, self._notifier, self._succession, replicas
         )
         self._ending = PuttingAway(
             composed, self.outcome, self._jobs, self._lease, self._metrics, self._guard, self._notifier, progress

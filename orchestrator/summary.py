@@ -69,8 +69,8 @@ def summarise(recipe: Recipe, plan: Plan, outcome: Outcome, jobs: Iterable[Track
 
 
 def _served(recipe: Recipe, jobs: tuple[TrackedJob, ...]) -> dict[str, Any] | None:
-    job = next((job for job in jobs if job.planned.role == "server"), None)
     engine, service = recipe.job.engine, recipe.job.service
+    job = next((job for job in jobs if engine is not None and job.name == recipe.job.front), None)
     if job is None or engine is None:
         return None
     record = job.record
@@ -79,6 +79,7 @@ def _served(recipe: Recipe, jobs: tuple[TrackedJob, ...]) -> dict[str, Any] | No
         "model": service.model,
         "precision": service.precision,
         "device": engine.device,
+        **({"replicas": service.replicas} if service.replicas > 1 else {}),
         "node": job.node,
         "job_id": job.job_id,
         "ready_after_s": ready_after_s(job),
@@ -119,7 +120,9 @@ def headline(summary: dict[str, Any]) -> list[str]:
     lines = []
     served = summary.get("served") or {}
     if served:
-        lines.append(f"Served     {served.get('model')} with {served.get('engine')} on {served.get('node')}")
+        replicas = served.get("replicas", 1)
+        how = served.get("engine") if replicas == 1 else f"{replicas} replicas of {served.get('engine')}, balanced"
+        lines.append(f"Served     {served.get('model')} with {how} on {served.get('node')}")
     benchmark = (summary.get("stages") or {}).get("benchmark") or {}
     if "output_tokens_per_s" in benchmark:
         lines.append(

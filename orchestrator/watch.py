@@ -11,6 +11,7 @@ from orchestrator.lease import Lease
 from orchestrator.notices import Notifier
 from orchestrator.progress import Progress
 from orchestrator.records import Endpoint
+from orchestrator.replicas import Replicas
 from orchestrator.rundir import RunDir
 from orchestrator.succession import Succession
 from orchestrator.tracked import ready_endpoint
@@ -31,9 +32,11 @@ class Watch:
         progress: Progress,
         notifier: Notifier,
         succession: Succession,
+        replicas: Replicas,
     ) -> None:
         self._run, self._jobs, self._lease, self._hosts = run, jobs, lease, hosts
         self._progress, self._notifier, self._succession = progress, notifier, succession
+        self._replicas = replicas
         self._told_dead: set[str] = set()
         # A model takes longer to copy than an orchestrator may be silent.
         hosts.call_while_copying(self.renew_lease)
@@ -42,7 +45,7 @@ class Watch:
         """Look at everything once.
 
         Raises:
-            JobFailedError: an essential service has ended.
+            JobFailedError: an essential service has ended, or the last replica.
             CannotStartError: a job can never start.
             StopRequestedError: ``orch.py stop`` asked for the end.
             LeaseLostError: another orchestrator has taken the run over.
@@ -54,9 +57,10 @@ class Watch:
         self._succession.look()
         self._jobs.raise_if_dead()
         self._jobs.raise_if_stuck()
+        self._replicas.look()
         for job in self._jobs.services:
-            if job.state.is_final and job.name not in self._told_dead:
-                self._told_dead.add(job.name)
+            if job.state.is_final and job.planned.token not in self._told_dead:
+                self._told_dead.add(job.planned.token)
                 self._progress.say(f"{job.name} is left out from here on: {self._jobs.failure(job)}")
         if self._run.stop_request.exists():
             raise StopRequestedError("stopped by `orch.py stop`")
@@ -72,11 +76,12 @@ class Watch:
             time.sleep(min(left, TICK_S))
 
     def wait_for_services(self, records_s: float) -> None:
-        """Look until every service that has not ended is ready; see look."""
+        """Look until every service that has not ended is ready, or a replica that has been late for long; see look."""
         while True:
             self.look()
             waiting = [job for job in self._jobs.services if not job.state.is_final]
-            if all(ready_endpoint(self._run, job) is not None for job in waiting):
+            missing = [job for job in waiting if ready_endpoint(self._run, job) is None]
+            if all(self._replicas.may_begin_without(job) for job in missing):
                 return
             time.sleep(min(records_s, TICK_S))
 

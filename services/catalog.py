@@ -8,6 +8,7 @@ from orchestrator.containers.launch import is_in_image
 from orchestrator.errors import ProgramMissingError
 from orchestrator.service import PlanContext, Role, Service
 from services.client import ClientService
+from services.front import BalancerService
 from services.ollama import OllamaService
 from services.programs import is_installed
 from services.prometheus import PrometheusService
@@ -33,11 +34,21 @@ def services_of(contexts: Mapping[Role, PlanContext]) -> tuple[list[Service], li
     Raises:
         ProgramMissingError: monitoring is required and a program of it is not installed.
     """
-    context = contexts["server"]
     monitoring, notes = _monitoring(contexts["monitoring"])
-    engine = context.recipe.job.engine
-    server = ENGINES[engine.kind if engine else "vllm"]()
-    return [server, ClientService(server.draft(context)), *monitoring], notes
+    return [*serving_of(contexts), *monitoring], notes
+
+
+def serving_of(contexts: Mapping[Role, PlanContext]) -> list[Service]:
+    """Return the LLM server of a run, or its replicas and the balancer in front of them, and the client that asks."""
+    context = contexts["server"]
+    engine, replicas = context.recipe.job.engine, context.recipe.job.service.replicas
+    make = ENGINES[engine.kind if engine else "vllm"]
+    if replicas == 1:
+        server = make()
+        return [server, ClientService(server.draft(context))]
+    servers = [make(number) for number in range(1, replicas + 1)]
+    balancer = BalancerService(servers[0].draft(context))
+    return [*servers, balancer, ClientService(balancer.draft(contexts["client"]))]
 
 
 def _monitoring(context: PlanContext) -> tuple[list[Service], list[str]]:

@@ -45,7 +45,7 @@ class ClientService:
         """Remember whom to ask.
 
         Args:
-            server: The draft of the run's LLM server.
+            server: The draft of the run's LLM server, or of the balancer in front of several.
         """
         self._server = server
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.atomic import make_private_dir
 from orchestrator.containers.launch import check_image, is_in_image, launch_of, prepare_image
-from orchestrator.errors import ProgramMissingError, UserError
+from orchestrator.errors import ProgramMissingError, UnsupportedFieldError, UserError
 from orchestrator.recipe.engines import OllamaEngine
 from orchestrator.service import Check, JobDraft, PlanContext, Role
 from services.exporters import node_exporter
@@ -27,11 +27,21 @@ class OllamaContext:
 class OllamaService:
     """The Ollama server of a run."""
 
-    name = "ollama"
     role: Role = "server"
+
+    def __init__(self, replica: int | None = None) -> None:
+        """Make the only server, or that of a number from 1."""
+        self.name = "ollama" if replica is None else f"ollama-{replica}"
 
     def check(self, context: PlanContext) -> None:
         engine = _engine(context)
+        if context.recipe.job.service.replicas > 1:
+            raise UnsupportedFieldError(
+                "job.service.replicas",
+                "ollama",
+                "the balancer asks for /health, which Ollama has not.",
+                "Let vLLM serve the model, or leave replicas out.",
+            )
         if engine.engine_args:
             raise UserError("job.engine.engine_args: `ollama serve` takes no arguments; use job.engine.environment.")
         if is_in_image(context, self.role):

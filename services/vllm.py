@@ -46,10 +46,14 @@ class VllmContext:
 
 
 class VllmService:
-    """The vLLM server of a run."""
+    """The vLLM server of a run, or one of its replicas."""
 
-    name = "vllm"
     role: Role = "server"
+
+    def __init__(self, replica: int | None = None) -> None:
+        """Make the only server, or that of a number from 1."""
+        self.name = "vllm" if replica is None else f"vllm-{replica}"
+        self._replica = replica
 
     def check(self, context: PlanContext) -> None:
         engine, python = _engine(context)
@@ -88,6 +92,7 @@ class VllmService:
     def draft(self, context: PlanContext) -> JobDraft:
         engine, python = _engine(context)
         job, model = context.recipe.job, ServedModel(context, engine, python)
+        own_labels = {} if self._replica is None else {"replica": str(self._replica)}
         model_name = engine.served_model_name or served_name(job.service.model)
         launch = launch_of(
             context,
@@ -128,9 +133,11 @@ class VllmService:
             secret_env={"VLLM_API_KEY": context.run.api_token, "ORCH_SCRAPE_TOKEN": context.run.scrape_token},
             auth_token_file=context.run.api_token,
             endpoint={"engine": "vllm", "api": "openai", "model": model_name},
-            targets=(Target("service", {"job": "vllm", "model": model_name}),),
+            targets=(Target("service", {"job": "vllm", "model": model_name, **own_labels}),),
             sidecars=node_exporter(context, "service"),
-            port=engine.port,
+            # A fixed one is the balancer's.
+            port=engine.port if self._replica is None else None,
+            is_essential=self._replica is None,
             startup_timeout_s=job.service.startup_timeout_s,
             launch=launch,
         )

@@ -25,8 +25,7 @@ from orchestrator.schedulers import Scheduler, make_scheduler
 from orchestrator.service import PlanContext, Service
 from orchestrator.site import Site
 from orchestrator.transports import Answer, LocalTransport
-from services.catalog import ENGINES
-from services.client import ClientService
+from services.catalog import serving_of
 from services.prometheus import PrometheusService
 from services.pushgateway import PushgatewayService
 
@@ -134,17 +133,15 @@ def plan_run(
     recipe = parse_recipe(document, "recipe")
     resolved = resolve(recipe, site or Site(), AnsweringTransport(answers), Path("/"))
     job = resolved.recipe.job
-    assert job.engine is not None
     bind = job.network.bind or resolved.scheduler.default_bind
     run = RunDir(root)
     context = PlanContext(resolved.recipe, run, project, CACHE, bind, RUN_ID, run, CACHE)
-    server = ENGINES[job.engine.kind]()
     monitoring: list[Service] = []
     if job.monitoring.mode != "off":
         monitoring = [PushgatewayService(), PrometheusService()]
     contexts = in_one_allocation(dict.fromkeys(ROLES, context), {})
     schedulers = {HERE: resolved.scheduler}
-    services: tuple[Service, ...] = (server, ClientService(server.draft(contexts["server"])), *monitoring)
+    services: tuple[Service, ...] = (*serving_of(contexts), *monitoring)
     if "allocation" in contexts:
         here, environment = ThisMachine(resolved.scheduler, LocalTransport(), run), job.environment
         schedulers[STEPS] = StepsHost(here, job.infrastructure.allocation, environment.supervisor_python).scheduler

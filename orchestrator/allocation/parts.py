@@ -129,6 +129,8 @@ def placement_problems(job: Job, resources: Resources, scheduler: Scheduler) -> 
     roles = step_roles(job, resources)
     if infra.successor_lead is not None:
         problems.append(Problem(f"{_WHERE}.successor_lead", f"goes not with placement {ONE}", "one of them"))
+    if job.service.replicas > 1:
+        problems.append(Problem("job.service.replicas", f"goes not with placement {ONE}", "one of them"))
     if infra.requeue:
         what = f"goes not with placement {ONE}: all its services would be gone at once"
         problems.append(Problem(f"{_WHERE}.requeue", what, "false, and `orch.py resume`"))

@@ -164,7 +164,7 @@ def choose(wanted: Wanted, packages: Packages, lock: LockFile, python: Interpret
     loose: list[str] = []
     for role in wanted.roles:
         if role == CLIENT:
-            names += packages.client
+            names += [*packages.client, *packages.balancer]
         elif role == TRAINER:
             names += [*packages.trainer, _TRAINER_DATA]
         elif role == AGENT:

@@ -90,8 +90,9 @@ def make_forecast(
     shape = _shape(job, server, cache)
     limits = {item.name: told[item.host].limits.get(item.resources.partition or "") for item in every}
     times = tuple(_wall_time(item, limits[item.name]) for item in every)
-    holder = next((item for item in jobs if item.role == "allocation"), server)
-    stages = _stages(job, holder, trial, shape, times)
+    # The GPUs of steps are their allocation's.
+    server_gpus = sum(item.gpus for item in jobs if item.role in {"server", "allocation"})
+    stages = _stages(job, server_gpus, trial, shape, times)
     needs_s = sum(stage.lasts_s or 0.0 for stage in stages)
     lasting = {item.name for item in every if item.role in _LASTING and item.host != STEPS}
     times = tuple(item.model_copy(update={"needs_s": needs_s}) if item.job in lasting else item for item in times)
@@ -148,12 +149,11 @@ def _shape(job: Job, server: PlannedJob | None, cache: Path) -> ModelShape | str
 
 def _stages(
     job: Job,
-    holder: PlannedJob | None,
+    server_gpus: int,
     trial: PlannedJob | None,
     shape: ModelShape | str,
     times: tuple[WallTime, ...],
 ) -> tuple[StageCost, ...]:
-    server_gpus = holder.gpus if holder else 0
     stages = [load_cost(shape.weights_bytes if isinstance(shape, ModelShape) else None, server_gpus)]
     if job.benchmark.enabled:
         stages.append(benchmark_cost(job, server_gpus))

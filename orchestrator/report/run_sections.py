@@ -22,6 +22,7 @@ def served_section(served: Mapping[str, Any]) -> Section:
         ("engine", "Engine"),
         ("precision", "Precision"),
         ("device", "Device"),
+        ("replicas", "Replicas"),
         ("node", "Node"),
         ("job_id", "Job id"),
         ("url", "Address"),

@@ -16,10 +16,12 @@ class Packages:
     Attributes:
         client: For the client service, which every benchmark needs.
         trainer: For the trials of a search.
+        balancer: For the balancer of replicas, which runs in the client's environment.
     """
 
     client: tuple[str, ...] = ()
     trainer: tuple[str, ...] = ()
+    balancer: tuple[str, ...] = ()
 
 
 NOTHING_NEEDED = Packages()

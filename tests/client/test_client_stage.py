@@ -13,6 +13,7 @@ import pytest
 
 from client import stage as stage_module
 from client.stage import RESTARTED, BenchmarkStage
+from orchestrator.atomic import write_json
 from orchestrator.errors import JobFailedError, ServiceAnswerError, StageError
 from orchestrator.recipe.load import parse_recipe
 from orchestrator.records import Endpoint
@@ -33,6 +34,7 @@ class Scene:
     def __init__(self, folder: Path, service: RunningService) -> None:
         self.run, self.service = RunDir(folder), service
         self.server: Endpoint | None = None
+        self.replicas: dict[str, SimpleNamespace] = {}
         self.metrics, self.progress = RecordingMetrics(), RecordingProgress()
         self.on_wait: Callable[[], None] = lambda: None
         self.job: dict[str, Any] = {
@@ -46,6 +48,14 @@ class Scene:
         """Let a server be ready, for the client service and for the orchestrator."""
         write_endpoint(self.run.endpoints, server)
         self.server = Endpoint("vllm", job_id, attempt, "h", server.port, server.url, "fake-model", 0.0, 0.0)
+
+    def replica(self, name: str, attempt: str) -> None:
+        """Let a replica be ready, behind what is published."""
+        fields = {"service": name, "job_id": "7", "attempt": attempt, "host": "h", "port": 1, "url": "http://h:1"}
+        write_json(self.run.endpoint(name), {**fields, "ready_at": 0.0, "started_at": 0.0})
+        self.replicas[name] = SimpleNamespace(
+            name=name, planned=SimpleNamespace(role="server"), is_ready=True, record=SimpleNamespace(attempt=attempt)
+        )
 
     def endpoint(self, name: str) -> Endpoint:
         if name == "client":
@@ -66,6 +76,7 @@ class Scene:
             run_id="7f3a",
             metrics=self.metrics,
             progress=self.progress,
+            jobs=SimpleNamespace(services=self.replicas.values()),
             endpoint=self.endpoint,
             fetch=lambda role, path, excludes: None,
             wait=self.wait,
@@ -183,6 +194,21 @@ def test_benchmark_watches_the_exporters_beside_its_server(scene: Scene, new_ser
     (scene.run.targets / "node_targets_8.json").write_text(json.dumps([{"targets": ["127.0.0.1:1"], "labels": {}}]))
     told = scene.measure()["about"]["server_side"]["exporters"]
     assert list(told) == [f"http://127.0.0.1:{server.port}/metrics"], "that of the server's job, answering or not"
+
+
+def test_benchmark_in_which_a_replica_was_replaced_is_not_valid(
+    scene: Scene, new_server: Callable[[], FakeServer]
+) -> None:
+    balancer = new_server()
+    scene.job["service"]["replicas"] = 2
+    scene.publish(balancer, "a")
+    scene.replica("vllm-1", "b")
+    scene.replica("vllm-2", "c")
+    scene.on_wait = lambda: scene.replica("vllm-2", "d") if scene.finished() >= 2 else None
+    figures = scene.measure()
+    assert (figures["valid"], figures["successful"]) == (False, REQUESTS)
+    assert figures["invalid_reasons"][-1] == "replicas came or went while they were measured: vllm-2"
+    assert "earlier" not in figures
 
 
 def test_benchmark_that_goes_on_after_a_handover_is_valid(scene: Scene, new_server: Callable[[], FakeServer]) -> None:

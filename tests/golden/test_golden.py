@@ -98,13 +98,20 @@ CASES = {
     "slurm_vllm_staged": recipe_document(
         "slurm", "vllm", engine={"revision": "v1.0", "stage_to": "/local/scratch", "keep_staged": True}
     ),
+    "slurm_vllm_replicas": recipe_document(
+        "slurm", "vllm", **SLURM, engine={"port": 8000}, service={"replicas": 2, "balancer": {"policy": "prefix"}}
+    ),
+    "pbs_vllm_replicas": recipe_document("pbs", "vllm", **PBS, service={"replicas": 2}),
     "local_vllm": recipe_document("local", "vllm", engine={**VLLM, "device": "gpu", "port": 8000}, hpo=HPO),
     "local_ollama": recipe_document("local", "ollama", engine={"device": "cpu"}, infrastructure={"mem_gb": 1}),
 }
 for _name in CASES:
     if _name.endswith("2_nodes"):
         CASES[_name]["job"]["infrastructure"] = {**CASES[_name]["job"]["infrastructure"], "nodes": 2}
-WITH_ALL_JOBS = {"slurm_vllm_1_node", "slurm_vllm_in_images", "slurm_vllm_requeue", "pbs_vllm_1_node", "local_vllm"}
+WITH_ALL_JOBS = {
+    "slurm_vllm_1_node", "slurm_vllm_in_images", "slurm_vllm_requeue", "slurm_vllm_replicas", "pbs_vllm_1_node",
+    "pbs_vllm_replicas", "local_vllm",
+}  # fmt: skip
 DIRECTIVES = {"slurm": "#SBATCH ", "pbs": "#PBS "}
 SCRIPTS = sorted(path.relative_to(EXPECTED).as_posix() for path in EXPECTED.rglob("*.sh"))
 

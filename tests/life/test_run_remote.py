@@ -92,6 +92,19 @@ def test_run_on_a_remote_cluster_brings_everything_home(remote_recipe: dict[str,
     assert processes_with(str(there)) == []
 
 
+def test_run_with_replicas_on_a_remote_cluster_asks_the_balancer_there(
+    remote_recipe: dict[str, Any], start: Start
+) -> None:
+    remote_recipe["job"]["service"]["replicas"] = 2
+    run = start(remote_recipe)
+    assert run.wait(280) == 0, run.stderr
+    summary = run.json("summary.json")
+    assert summary["stages"]["benchmark"]["successful"] == 6
+    assert [job["name"] for job in summary["jobs"]] == ["vllm-1", "vllm-2", "balancer", "client"]
+    assert summary["served"]["node"] == next(job["node"] for job in summary["jobs"] if job["name"] == "balancer")
+    assert processes_with(str(remote_run(remote_recipe, run))) == []
+
+
 def test_run_whose_connection_is_cut_for_a_while_loses_nothing(
     remote_recipe: dict[str, Any], start: Start, server: SshServer
 ) -> None:

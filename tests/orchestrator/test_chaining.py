@@ -23,6 +23,11 @@ def test_lead_that_cannot_be_kept_is_named(server: RoleResources, lead: str, wor
     assert words in problem.what
 
 
+def test_lead_of_a_run_with_replicas_is_named() -> None:
+    (problem,) = lead_problems("00:10:00", SERVER, LASTING, "slurm", replicas=2)
+    assert "goes not with service.replicas" in problem.what
+
+
 def test_client_that_ends_with_the_first_server_is_named() -> None:
     (problem,) = lead_problems("00:10:00", SERVER, RoleResources(time="01:00:00"), "slurm")
     assert "the run with it" in problem.what

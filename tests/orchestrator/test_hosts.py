@@ -342,7 +342,7 @@ def test_lease_is_renewed_while_something_is_copied(far: Far, monkeypatch: pytes
     monkeypatch.setattr("orchestrator.lease.RENEW_EVERY_S", 0.0)
     hosts, lease = Hosts([far.host]), Lease(far.home.lease)
     tracker = JobTracker(far.home, None, hosts, Polling())
-    Watch(far.home, tracker, lease, hosts, *(cast(Any, None),) * 3)
+    Watch(far.home, tracker, lease, hosts, *(cast(Any, None),) * 4)
     lease.take()
     before = json.loads(far.home.lease.read_text())["renewed_at"]
     (far.host.run.trials / "big").write_bytes(b"x" * (3 << 20))

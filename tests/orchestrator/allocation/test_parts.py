@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import RecipeError
-from tests.builders import plan_run, recipe_document
+from tests.builders import merged, plan_run, recipe_document
 
 HPO = {
     "trials": 4,
@@ -51,6 +51,7 @@ def test_resolved_recipe_with_its_parts_resolves_to_the_same() -> None:
         (one(requeue=True), "all its services would be gone at once"),
         (one(resources={"trial": {"requeue": True}}), "a step is not requeued by itself"),
         (one(successor_lead="00:10:00"), "goes not with placement"),
+        (merged(one(), {"job": {"service": {"replicas": 2}}}), "job.service.replicas"),
         (one(allocation=[{"roles": ["client"], "cpus": 1}, {"roles": ["server"], "cpus": 8}]), "begins with client"),
         (one(allocation=[{"roles": ["server", "client"]}, {"roles": ["client"]}]), "a role is in two parts"),
         (one("pbs", resources={"trial": {"partition": "other"}}), "one pbs job has one partition"),

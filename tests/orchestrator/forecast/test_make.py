@@ -61,6 +61,14 @@ def test_cost_is_told_for_each_stage_and_in_all() -> None:
     assert plan.gpu_hours() == plan.as_json()["gpu_hours"] == forecast.gpu_hours
 
 
+def test_cost_counts_every_replica() -> None:
+    job: dict[str, Any] = {"infrastructure": {"partition": "gpu", "gpus_per_node": 2, "time": "30"}}
+    single, _ = forecast_of({**job})
+    forecast, plan = forecast_of({**job, "service": {"replicas": 3}})
+    assert forecast.gpu_hours == plan.gpu_hours() == pytest.approx(3 * 2 * 0.5)
+    assert costs(forecast)["benchmark"] == (costs(single)["benchmark"][0], 3 * costs(single)["benchmark"][1])
+
+
 def test_cost_of_trials_is_bounded_by_their_time_limit_where_that_is_shorter() -> None:
     forecast, _ = forecast_of(
         {

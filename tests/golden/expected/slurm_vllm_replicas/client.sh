@@ -1,0 +1,44 @@
+#!/bin/bash
+#SBATCH --job-name=orch-0a1b2c3d-client
+#SBATCH --output=/runs/20260101_000000_job_0a1b2c3d/logs/client_%j.batch
+#SBATCH --open-mode=append
+#SBATCH --partition=cpu
+#SBATCH --account=p200981
+#SBATCH --qos=normal
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=2
+#SBATCH --mem=8192M
+#SBATCH --time=01:00:00
+#SBATCH --exclusive
+#SBATCH --comment=golden
+
+set -eu
+umask 077
+cd /runs/20260101_000000_job_0a1b2c3d
+set +u
+if ! type module >/dev/null 2>&1; then
+  for init in /etc/profile.d/lmod.sh /etc/profile.d/modules.sh /etc/profile.d/z00_lmod.sh; do
+    # shellcheck disable=SC1090
+    if [ -r "$init" ]; then . "$init"; fi
+  done
+fi
+module --force purge || module purge
+module load CUDA/12.4
+module load Python/3.11
+set -u
+export OMP_PROC_BIND=close
+exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/20260101_000000_job_0a1b2c3d/scripts/client.json -- \
+  /opt/env/bin/python /project/client/server.py \
+  --bind @BIND@ --port @PORT@ \
+  --endpoints-dir=/runs/20260101_000000_job_0a1b2c3d/endpoints \
+  --server-service=balancer \
+  --api=openai \
+  --model=Qwen/Qwen2.5-7B-Instruct \
+  --processes=1 \
+  --request-timeout-s=120 \
+  --max-tokens=128 \
+  --api-token-file=/runs/20260101_000000_job_0a1b2c3d/secrets/api_token \
+  --auth-token-file /runs/20260101_000000_job_0a1b2c3d/secrets/api_token \
+  --scrape-token-file /runs/20260101_000000_job_0a1b2c3d/secrets/scrape_token \
+  --output-dir=/runs/20260101_000000_job_0a1b2c3d/benchmark
