@@ -150,13 +150,16 @@ async def _fetch(target: Target) -> bytes:
         lines += [f"Authorization: Bearer {target.token}"] if target.token else []
         writer.write("\r\n".join([*lines, "", ""]).encode())
         answer = bytearray()
+        head = None
         while piece := await reader.read(2**16):
             answer += piece
             if len(answer) > _MAX_BYTES:
                 raise WireError(f"more than {_MAX_BYTES} bytes")
+            head = head or parse_head(bytes(answer))
+            if head is not None and head.length is not None and len(answer) >= head.size + head.length:
+                break
     finally:
         writer.transport.abort()
-    head = parse_head(bytes(answer))
     if head is None or head.status != 200:
         raise WireError(f"no answer 200: {bytes(answer[:40])!r}")
     body = bytes(answer[head.size :])
