@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from orchestrator.errors import CommandError, LeaseLostError, NoConnectionError, OrchError
+from orchestrator.interrupts import TerminatedError
 from orchestrator.jobs import JobTracker
 from orchestrator.plan import PlannedJob
 from orchestrator.rundir import RunDir
@@ -83,7 +84,7 @@ class Succession:
         try:
             planned = self._plan_again(job.name, self._jobs.next_generation(job.name))
             successor = self._jobs.submit_successor(planned)
-        except (LeaseLostError, NoConnectionError):
+        except (LeaseLostError, NoConnectionError, TerminatedError):
             raise
         except OrchError as error:  # the one that serves goes on
             self._note_failure(job.name, f"the successor of {job.name} was not submitted: {error}")
