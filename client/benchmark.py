@@ -138,7 +138,7 @@ class Benchmark:
             self._state = "running"
             self._started_at = self._started_at or started_at
             self._zero_at_s = time.monotonic()
-        self._metrics.benchmark_in_flight(self._body.n_clients if self._body.counts_clients else 1)
+        self._metrics.benchmark_in_flight(int(max(self._bench.loads)) if self._bench.kind == "concurrency" else 1)
 
     def _take(self, doing: str, progress: Progress | None) -> None:
         with self._lock:

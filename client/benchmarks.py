@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -12,12 +13,13 @@ from typing import Any
 
 from client.benchmark import Benchmark, LoadEngine
 from client.bodies import BenchmarkBody
-from client.errors import BenchmarkBusyError, BenchmarkConflictError, FieldError, InvalidInputError
+from client.errors import BenchmarkBusyError, BenchmarkConflictError
 from client.exposition import ServiceMetrics
 from client.load.bench import Bench, run_bench
 from client.results import BenchmarkFiles, read_json, read_records
 from client.summary import result_entry
 
+logger = logging.getLogger(__name__)
 _CLOSE_GRACE_S = 8.0
 _ENDED_STATES = {"done", "failed", "cancelled"}
 
@@ -61,7 +63,6 @@ class Benchmarks:
         Raises:
             BenchmarkBusyError: another one is running.
             BenchmarkConflictError: see ``existing``.
-            InvalidInputError: it continues one that there is not, or that had another load.
             StorageError: its folder cannot be made.
         """
         with self._lock:
@@ -71,7 +72,7 @@ class Benchmarks:
             running = self.running()
             if running is not None:
                 raise BenchmarkBusyError(running.id)
-            earlier = [self._folder_to_continue(one, body) for one in body.continues]
+            earlier = [folder for one in body.continues if (folder := self._folder_to_continue(one, body)) is not None]
             bench = make_bench()
             benchmark_id = body.id or f"b-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
             files = BenchmarkFiles(self._output_dir, benchmark_id)
@@ -82,13 +83,14 @@ class Benchmarks:
             benchmark.start(self._engine)
             return benchmark_id, True
 
-    def _folder_to_continue(self, benchmark_id: str, body: BenchmarkBody) -> Path:
+    def _folder_to_continue(self, benchmark_id: str, body: BenchmarkBody) -> Path | None:
         files = BenchmarkFiles(self._output_dir, benchmark_id)
         known = (read_json(files.request) or {}).get("fingerprint")
-        if known != body.fingerprint():
-            what = "there is none of this id" if known is None else "it had another body"
-            raise InvalidInputError([FieldError("continues", f"{benchmark_id}: {what}", "benchmarks of the same body")])
-        return files.folder
+        if known == body.fingerprint():
+            return files.folder
+        what = "there is none" if known is None else "it had another body"
+        logger.warning("benchmark %s is not continued: %s", benchmark_id, what)
+        return None
 
     def live(self, benchmark_id: str) -> Benchmark | None:
         """Return the benchmark if this process started it."""

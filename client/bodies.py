@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from client.errors import FieldError, InvalidInputError, WorkloadError
 from client.fields import ID_ALLOWED, FieldReader, is_valid_id
 from client.load.bench import Bench
-from client.load.inputs import Wanted, make_bench
+from client.load.inputs import Wanted, check, make_bench
 from client.load.spec import Prompt, Sampling, Server
 from client.target import Target
 
@@ -54,6 +55,9 @@ _BENCHMARK_FIELDS = (
     "keep_responses",
     "max_failed_share",
 )
+
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +181,23 @@ class BenchmarkBody:
         Raises:
             InvalidInputError: no model is known, or fields do not go together.
         """
+        return _as_fields(make_bench, self._wanted(target, api_token, processes))
+
+    def check(self, target: Target) -> None:
+        """Look whether the fields go together, without asking ``target``.
+
+        Raises:
+            InvalidInputError: no model is known, or fields do not go together.
+        """
+        _as_fields(check, self._wanted(target, None, None))
+
+    def _wanted(self, target: Target, api_token: str | None, processes: int | None) -> Wanted:
         query, shape = self.query, self.shape
         prefixes = None
         if shape.shared_prefixes is not None:
             count, _, lengths = shape.shared_prefixes.partition(":")
             prefixes = (int(count), lengths)
-        wanted = Wanted(
+        return Wanted(
             server=target.server(api_token),
             model=query.model_of(target),
             kind="concurrency" if shape.rate is None else "rate",
@@ -218,12 +233,16 @@ class BenchmarkBody:
             has_self_check=shape.self_check,
             exporters=self.exporters,
         )
-        try:
-            return make_bench(wanted)
-        except WorkloadError as error:
-            # Its words name options of `orch.py bench`, which are these fields.
-            words = re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(error))
-            raise InvalidInputError([FieldError("body", words, "see client/README.md")]) from error
+
+
+def _as_fields(make: Callable[[Wanted], _Made], wanted: Wanted) -> _Made:
+    """Return what is made of ``wanted``; what cannot be is told in the words of a body's fields."""
+    try:
+        return make(wanted)
+    except WorkloadError as error:
+        # Its words name options of `orch.py bench`, which are these fields.
+        words = re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(error))
+        raise InvalidInputError([FieldError("body", words, "see client/README.md")]) from error
 
 
 def read_query(document: object, defaults: QueryDefaults) -> QueryBody:

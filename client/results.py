@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from client.errors import StorageError
 from client.load.export import write_private
 
@@ -59,7 +61,7 @@ def write_private_json(path: Path, document: object) -> None:
     Raises:
         StorageError: it cannot be written; what was there before still is.
     """
-    write_private(path, json.dumps(document, indent=2).encode() + b"\n")
+    write_private(path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

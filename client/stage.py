@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from orchestrator.atomic import read_json
-from orchestrator.errors import ServiceAnswerError, StageError
+from orchestrator.atomic import read_json, write_json
+from orchestrator.errors import ServiceAnswerError, StageError, UserError
 from orchestrator.metrics import Sample
 from orchestrator.recipe.document import Job, Recipe
 from orchestrator.records import Endpoint
@@ -39,7 +40,17 @@ class BenchmarkStage:
         return recipe.job.benchmark.enabled
 
     def check(self, context: PlanContext) -> None:
-        """Nothing more to look at: the client service is checked as a service."""
+        """Look whether the client service will take the recipe's load; the service itself is checked as one."""
+        from client.bodies import QueryDefaults, read_benchmark
+        from client.errors import InvalidInputError
+        from client.target import Family, Target
+
+        job = context.recipe.job
+        family: Family = "ollama" if job.engine is not None and job.engine.kind == "ollama" else "openai"
+        try:
+            read_benchmark(_body(job, "check"), QueryDefaults()).check(Target("http://server:1", family, "model"))
+        except InvalidInputError as error:
+            raise UserError(f"job.benchmark.load: {error}") from error
 
     def sample_job(self, context: PlanContext) -> JobDraft | None:
         return None
@@ -76,16 +87,16 @@ class BenchmarkStage:
         Raises:
             StageError: it did not end by ``deadline``, or the server was not there by then.
         """
-        server = self._await_server(context, deadline)
-        asked = _servers(context, server)
         *continued, benchmark_id = ids
+        server, asked = self._asked(context, benchmark_id, deadline)
         body = _body(context.recipe.job, benchmark_id)
         body |= {"exporters": _exporters(context, asked), "continues": continued}
         context.progress.show_bar(self.name, 0, None, "")
         self._ask(context, "POST", "/benchmark", body)
         result, is_restarted = self._await(context, benchmark_id, server, deadline)
         context.fetch(self.role, context.run.benchmark / benchmark_id, ())
-        if result["failed"] and not is_restarted:
+        has_failures = result["failed"] or any(point["failed_share"] for point in result["points"])
+        if has_failures and not is_restarted:
             # A server that died under the load is known to be dead only when its heartbeat has stopped.
             context.wait(DEATH_IS_KNOWN_S)
             is_restarted = self._await_server(context, deadline).attempt != server.attempt
@@ -93,6 +104,21 @@ class BenchmarkStage:
         if reasons:
             result |= {"valid": False, "invalid_reasons": [*result["invalid_reasons"], *reasons]}
         return result
+
+    def _asked(self, context: StageContext, benchmark_id: str, deadline: float) -> tuple[Endpoint, dict[str, Endpoint]]:
+        """Return whom a benchmark asks, and the LLM servers behind it, as they were when it was begun.
+
+        This is written down: whoever resumes the run has to see whether they are still the same.
+        """
+        path = context.run.stages / f"{benchmark_id}.asked.json"
+        known = read_json(path)
+        if known is not None:
+            servers = {name: Endpoint(**endpoint) for name, endpoint in known["servers"].items()}
+            return Endpoint(**known["front"]), servers
+        server = self._await_server(context, deadline)
+        asked = _servers(context, server)
+        write_json(path, {"front": asdict(server), "servers": {name: asdict(one) for name, one in asked.items()}})
+        return server, asked
 
     def _choose_ids(self, context: StageContext, spent: str | None = None) -> list[str]:
         """Return the id of this run's benchmark: that of an earlier orchestrator, unless it is of no use, or ``spent``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -38,6 +39,7 @@ from orchestrator.transports.ways import can_ask, way_to
 
 ROLES: tuple[Role, ...] = ("server", "client", "monitoring", "trial")
 CLIENTS_PER_PROCESS = 64
+REQUESTS_PER_S_AND_PROCESS = 4000
 MAX_LOAD_PROCESSES = 8
 PATH_AT_LOGIN = "Set ssh.reads_profile: true if the site puts them there at login only."
 ValueT = TypeVar("ValueT")
@@ -105,8 +107,7 @@ def resolve(recipe: Recipe, site: Site, transport: Transport, base_dir: Path, co
     if engine is None:
         engine, why = find_engine(model)
         notes.append(f"engine: {engine.kind}, because {why}")
-    clients = max(job.benchmark.load.concurrency or (job.service.n_clients,))
-    processes = job.benchmark.processes or min(MAX_LOAD_PROCESSES, -(-clients // CLIENTS_PER_PROCESS))
+    processes = job.benchmark.processes or _load_processes(job)
     resources = {}
     for role in ROLES:
         place = places[hosts[role]]
@@ -182,6 +183,16 @@ def _hosts_of_roles(recipe: Recipe) -> dict[Role, str]:
     if problems:
         raise RecipeError("recipe", problems)
     return {**found, "client": found["server"], "monitoring": HERE}
+
+
+def _load_processes(job: Job) -> int:
+    """Return how many processes carry the benchmark's load."""
+    load = job.benchmark.load
+    if load.rate is not None:
+        wanted = math.ceil(max(load.rate) / REQUESTS_PER_S_AND_PROCESS)
+    else:
+        wanted = math.ceil(max(load.concurrency or (job.service.n_clients,)) / CLIENTS_PER_PROCESS)
+    return min(MAX_LOAD_PROCESSES, wanted)
 
 
 def _here(recipe: Recipe, site: Site, transport: Transport, notes: list[str]) -> _Place:

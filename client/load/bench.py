@@ -60,7 +60,7 @@ class Bench:
         finds_capacity: Search the highest rate that meets ``slos``, from the first of ``loads`` on.
         requests: Of each measurement; None for as many as fit into ``duration_s``.
         requests_per_client: Of each client of a closed loop, in the place of ``requests``.
-        exporters: Of the server's machines; without any, those at the usual ports of its host, if they answer.
+        exporters: Of the server's machines, besides those at the usual ports of its host, if they answer.
         count_answer: Counts the tokens of generated texts, which are then kept, against the server's own count.
         about: For the summary; no secrets.
     """
@@ -107,7 +107,8 @@ class Bench:
 
     def expected(self, load: float) -> int | None:
         """Return how many requests a measurement has; None where something else ends it."""
-        if self.duration_s is not None or self.conversations:
+        is_limited = self.requests is not None or self.requests_per_client is not None
+        if self.duration_s is not None or (self.conversations and not is_limited):
             return None
         if self.arrivals.fixed:
             return len(self.arrivals.fixed)
@@ -210,7 +211,8 @@ class _Running:
             slos=bench.slos,
             seed=bench.seed,
         )
-        earlier = self._points.find(number, load) if self._points is not None else None
+        asked = (bench.server.api, bench.sampling.model)
+        earlier = self._points.find(number, load, asked) if self._points is not None else None
         if earlier is not None:
             seen, server = earlier
             analysis = analyse(seen, options)
@@ -219,7 +221,7 @@ class _Running:
             analysis = analyse(seen, options)
             server = side.figures(analysis.figures.window_s, analysis.figures.output_tokens_per_s)
         if self._points is not None and not seen.was_cancelled:
-            self._points.keep(number, load, seen, server)
+            self._points.keep(number, load, seen, asked, server)
         may_overdrive = self._has_many and bench.kind == "rate"
         reasons = invalid_reasons(analysis.figures, bench.limits, adds_ms, may_overdrive)
         return Told(load, seen, analysis, tuple(reasons), server)
@@ -286,6 +288,12 @@ def _conclude(bench: Bench, told: Sequence[Told], adds_ms: float | None, was_cut
     if was_cancelled:
         reasons = list(dict.fromkeys([*reasons, CANCELLED]))
     about = {**bench.about, "server_side": main.server, "numpy": np.__version__}
+    if is_sweep:
+        about["figures_of"] = f"{bench.kind} {main.load:g}"
+        about["notes"] = [
+            *bench.about.get("notes", ()),
+            *(f"{bench.kind} {item.load:g} is not valid: {'; '.join(item.reasons)}" for item in told if item.reasons),
+        ]
     if bench.count_answer is not None:
         about["token_check"], doubts = check_tokens(main.measurement, bench.count_answer)
         reasons = [*reasons, *doubts]

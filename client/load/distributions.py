@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, StatisticsError
 
 import numpy as np
 import numpy.typing as npt
@@ -84,6 +84,12 @@ class _Parser:
         self._text, self._field, self._lowest, self._is_whole = text.strip(), field, lowest, is_whole
 
     def parse(self) -> Distribution:
+        try:
+            return self._parse()
+        except (OverflowError, StatisticsError) as error:
+            raise self._error("its numbers are too large or too small") from error
+
+    def _parse(self) -> Distribution:
         kind, colon, rest = self._text.partition(":")
         if not colon:
             kind, rest = ("normal", self._text) if "=" in self._text else ("constant", self._text)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+# Beyond it sums of a few would be infinite.
+_TOO_MUCH = 1e300
 Samples = Mapping[str, list[tuple[bytes, float]]]
 
 
@@ -22,10 +24,13 @@ def pattern_of(names: Iterable[str]) -> re.Pattern[bytes]:
 def samples_in(text: bytes, pattern: re.Pattern[bytes]) -> Samples:
     """Return the wanted samples by name, in their order, as (labels without the braces, value).
 
+    None of what is watched is below zero: such values, infinite ones and NaN are left out.
+
     Raises:
         ValueError: a value is no number.
     """
     found: dict[str, list[tuple[bytes, float]]] = {}
     for name, labels, value in pattern.findall(b"\n" + text):
-        found.setdefault(name.decode(), []).append((labels, float(value)))
+        if 0 <= (number := float(value)) < _TOO_MUCH:
+            found.setdefault(name.decode(), []).append((labels, number))
     return found

@@ -43,6 +43,7 @@ _COUNTINGS: dict[Api, Counting] = {
 MAX_CONCURRENCY = 100_000
 MAX_REQUESTS = 10_000_000
 MAX_PROMPT_TOKENS = 100_000_000
+MAX_OUTPUT_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def make_bench(wanted: Wanted) -> Bench:
         WorkloadError: what is asked for goes not together, or cannot be made.
         SloError: the objectives cannot be read.
     """
-    _check(wanted)
+    check(wanted)
     trace = None
     if wanted.trace is not None:
         trace = read_trace(wanted.trace, wanted.trace_speed, wanted.requests, wanted.duration_s)
@@ -126,12 +127,11 @@ def make_bench(wanted: Wanted) -> Bench:
     conversations = _conversations(wanted, sampling, requests)
     if conversations:
         workload = Workload((PlannedPrompt(conversations[0].prompt(0, ())),))
-        requests = wanted.requests
+        if wanted.is_multi_turn:  # without a limit, each recorded one is sent once
+            requests = wanted.requests
     else:
         workload = _workload(wanted, sampling, trace, requests)
     slos: tuple[Slo, ...] = parse_slos(wanted.slo) if wanted.slo else ()
-    if wanted.finds_capacity and not slos:
-        raise WorkloadError("the highest good rate can only be found with objectives: give --slo 'ttft_ms<=200'")
     fixed = tuple(float(at_s) for at_s in trace.times_s) if trace is not None else ()
     return Bench(
         server=wanted.server,
@@ -169,13 +169,20 @@ def make_bench(wanted: Wanted) -> Bench:
     )
 
 
-def _check(wanted: Wanted) -> None:
+def check(wanted: Wanted) -> None:
+    """Look whether what is asked for goes together, as far as can be seen without the server and without files.
+
+    Raises:
+        WorkloadError: it does not; says what.
+    """
     sources = {"--prompt": wanted.prompt, "--dataset": wanted.dataset, "--trace": wanted.trace}
     given = [name for name, value in sources.items() if value is not None]
     if len(given) > 1:
         raise WorkloadError(f"{' and '.join(given)}: one source of prompts at a time")
     if given and wanted.input_tokens is not None:
         raise WorkloadError(f"--input-tokens makes synthetic prompts; {given[0]} brings its own")
+    if wanted.output_tokens is not None and _most(wanted.output_tokens, "--output-tokens") > MAX_OUTPUT_TOKENS:
+        raise WorkloadError(f"--output-tokens {wanted.output_tokens}: at most {MAX_OUTPUT_TOKENS}")
     if wanted.checks_tokens and wanted.tokenizer is None:
         raise WorkloadError("--check-tokens counts with the model's tokenizer: give --tokenizer DIR")
     if wanted.shared_prefixes is not None and wanted.input_tokens is None:
@@ -185,6 +192,25 @@ def _check(wanted: Wanted) -> None:
     if wanted.ignore_eos and wanted.server.api.startswith("ollama"):
         raise WorkloadError("--ignore-eos: Ollama has no such option")
     _check_load(wanted)
+    _check_conversations(wanted)
+
+
+def _check_conversations(wanted: Wanted) -> None:
+    think = parse_seconds(wanted.think_s, "--think-time") if wanted.think_s is not None else None
+    if wanted.turns is None and not wanted.is_multi_turn:
+        if think is not None:
+            raise WorkloadError("--think-time lies between the turns of conversations: give --turns or --multi-turn")
+        return
+    if wanted.server.api not in {"openai-chat", "ollama-chat"} or wanted.kind != "concurrency":
+        raise WorkloadError("conversations need a chat API and --concurrency: a turn waits for the answer before it")
+    if wanted.shared_prefixes is not None:
+        raise WorkloadError("--shared-prefixes makes single prompts, no conversations")
+    if wanted.is_multi_turn and wanted.dataset is None:
+        raise WorkloadError("--multi-turn takes the conversations of a data set: give --dataset")
+    if wanted.turns is not None:
+        parse_lengths(wanted.turns, "--turns")
+        if not wanted.is_multi_turn and wanted.input_tokens is None:
+            raise WorkloadError("--turns needs --input-tokens: how long each message is")
 
 
 def _check_load(wanted: Wanted) -> None:
@@ -199,6 +225,14 @@ def _check_load(wanted: Wanted) -> None:
         raise WorkloadError(f"rate × duration: {MAX_REQUESTS} requests at most")
     if wanted.finds_capacity and wanted.kind != "rate":
         raise WorkloadError("--find-capacity searches a rate: give --rate, where it begins")
+    if wanted.slo is not None:
+        parse_slos(wanted.slo)
+    elif wanted.finds_capacity:
+        raise WorkloadError("the highest good rate can only be found with objectives: give --slo 'ttft_ms<=200'")
+    if wanted.kind == "rate" and wanted.ramp_s:
+        raise WorkloadError("--ramp is of clients: it does not go with --rate")
+    if wanted.burstiness != 1.0 and (wanted.arrivals != "gamma" or wanted.kind != "rate"):
+        raise WorkloadError("--burstiness is of --rate with --arrivals gamma")
 
 
 def _prompt_tokens(wanted: Wanted) -> float:
@@ -206,15 +240,18 @@ def _prompt_tokens(wanted: Wanted) -> float:
     if wanted.input_tokens is None:
         return 0.0
 
-    def most(text: str, option: str) -> float:
-        return float(parse_lengths(text, option).at(np.array([0.99]))[0])
-
-    each = most(wanted.input_tokens, "--input-tokens")
+    each, count = _most(wanted.input_tokens, "--input-tokens"), wanted.requests or MOST_PROMPTS
     if wanted.shared_prefixes is not None:
-        each += most(wanted.shared_prefixes[1], "--shared-prefixes")
+        each += _most(wanted.shared_prefixes[1], "--shared-prefixes")
+        count = max(count, wanted.shared_prefixes[0])
     if wanted.turns is not None:
-        each *= most(wanted.turns, "--turns")
-    return each * (wanted.requests or MOST_PROMPTS)
+        each *= _most(wanted.turns, "--turns")
+    return each * count
+
+
+def _most(lengths: str, option: str) -> float:
+    """Return what only one in a hundred of ``lengths`` is above."""
+    return float(parse_lengths(lengths, option).at(np.array([0.99]))[0])
 
 
 def _workload(wanted: Wanted, sampling: Sampling, trace: Trace | None, requests: int | None) -> Workload:
@@ -244,21 +281,16 @@ def _conversations(wanted: Wanted, sampling: Sampling, requests: int | None) -> 
     """
     if wanted.turns is None and not wanted.is_multi_turn:
         return ()
-    if wanted.server.api not in {"openai-chat", "ollama-chat"} or wanted.kind != "concurrency":
-        raise WorkloadError("conversations need a chat API and --concurrency: a turn waits for the answer before it")
     think = parse_seconds(wanted.think_s, "--think-time") if wanted.think_s is not None else None
-    if wanted.is_multi_turn:
-        if wanted.dataset is None:
-            raise WorkloadError("--multi-turn takes the conversations of a data set: give --dataset")
+    if wanted.is_multi_turn and wanted.dataset is not None:
         reference = parse_reference(wanted.dataset)
         samples = read_samples(find_files(reference, wanted.cache).paths, reference.column)
         found = recorded_conversations(samples, wanted.seed, _counter(wanted), think)
         if not found:
             raise WorkloadError(f"{wanted.dataset}: no record is a conversation with answers")
         return found
-    if wanted.input_tokens is None:
-        raise WorkloadError("--turns needs --input-tokens: how long each message is")
-    turns, inputs = parse_lengths(wanted.turns or "", "--turns"), parse_lengths(wanted.input_tokens, "--input-tokens")
+    turns = parse_lengths(wanted.turns or "", "--turns")
+    inputs = parse_lengths(wanted.input_tokens or "", "--input-tokens")
     outputs = parse_lengths(wanted.output_tokens, "--output-tokens") if wanted.output_tokens is not None else None
     count = min(MOST_PROMPTS, requests if requests is not None else MOST_PROMPTS)
     maker = _maker(wanted, sampling, is_content=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,13 @@ from client.load.run import Measurement
 
 _SERVER = "server.json"
 _REQUESTS = "requests.parquet"
+logger = logging.getLogger(__name__)
+
+
+class _Server(msgspec.Struct):
+    api: str
+    model: str
+    told: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,14 +36,15 @@ class Points:
     folder: Path
     earlier: tuple[Path, ...] = ()
 
-    def keep(self, number: int, load: float, seen: Measurement, server: dict[str, Any]) -> None:
+    def keep(self, number: int, load: float, seen: Measurement, asked: tuple[str, str], told: dict[str, Any]) -> None:
         """Write one measurement.
 
         Args:
             number: Which of the sweep it is, from 0.
             load: What was measured.
             seen: The measurement.
-            server: What the server said of itself meanwhile.
+            asked: API and model.
+            told: What the server said of itself meanwhile.
 
         Raises:
             StorageError: it cannot be written.
@@ -45,25 +54,26 @@ class Points:
             point.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot make {point}: {error.strerror}") from error
-        write_private(point / _SERVER, msgspec.json.encode(server))
+        write_private(point / _SERVER, msgspec.json.encode(_Server(*asked, told)))
         write_parquet(seen, point / _REQUESTS)  # last: with it the point is whole
 
-    def find(self, number: int, load: float) -> tuple[Measurement, dict[str, Any]] | None:
+    def find(self, number: int, load: float, asked: tuple[str, str]) -> tuple[Measurement, dict[str, Any]] | None:
         """Return an earlier measurement of this load, with what the server said, if there is one without failures.
 
-        Raises:
-            StorageError: there is one that cannot be read.
+        One that cannot be read is none.
         """
         for folder in self.earlier:
             point = _place(folder, number, load)
             if not (point / _REQUESTS).exists():
                 continue
-            seen = read_parquet(point / _REQUESTS)
-            if not (seen.rows["error"] >= 0).any():
-                try:
-                    return seen, msgspec.json.decode((point / _SERVER).read_bytes())
-                except (OSError, msgspec.DecodeError) as error:
-                    raise StorageError(f"cannot read {point / _SERVER}: {error}") from error
+            try:
+                server = msgspec.json.decode((point / _SERVER).read_bytes(), type=_Server)
+                seen = read_parquet(point / _REQUESTS)
+            except (OSError, msgspec.DecodeError, StorageError) as error:
+                logger.warning("%s is measured again: %s", point, error)
+                continue
+            if (server.api, server.model) == asked and not (seen.rows["error"] >= 0).any():
+                return seen, server.told
         return None
 
 

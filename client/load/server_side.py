@@ -41,11 +41,13 @@ class ServerSide(Watch):
 
         Args:
             server: Whom the load is put on.
-            exporters: Of its machines; without any, those at the usual ports of its host, if they answer.
+            exporters: Of its machines, besides those at the usual ports of its host, if they answer.
         """
         self._named = tuple(exporters)
         own = Target(f"{server.url}/metrics", server.token, server.ca_file)
-        super().__init__((own, *(self._named or usual_exporters(server.url))))
+        named = {target.url for target in self._named}
+        usual = (target for target in usual_exporters(server.url) if target.url not in named)
+        super().__init__((own, *{target.url: target for target in self._named}.values(), *usual))
         self.zero_s: float | None = None
 
     def figures(self, window_s: Interval, output_tokens_per_s: float) -> dict[str, Any]:
@@ -64,7 +66,8 @@ class ServerSide(Watch):
             return {}
         told, *others = [_told(seen, self.zero_s, window_s) for seen in self.seen]
         urls = [seen.target.url for seen in self.seen[1:]]
-        exporters = {url: other for url, other in zip(urls, others, strict=True) if other or self._named}
+        named = {target.url for target in self._named}
+        exporters = {url: other for url, other in zip(urls, others, strict=True) if other or url in named}
         power_w = sum(_mean_power_w(seen, self.zero_s, window_s) for seen in self.seen)
         if power_w:
             told["energy_j"] = power_w * (window_s[1] - window_s[0])
@@ -132,7 +135,7 @@ def _changes(before: Totals, after: Totals) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for name, names in COUNTERS.items():
         known = next((series for series in names if series in before and series in after), None)
-        if known is not None:
+        if known is not None and after[known] >= before[known]:  # or the server began anew
             told[name] = after[known] - before[known]
     if told.get("prefix_cache_queries"):
         told["prefix_cache_hit_ratio"] = told.get("prefix_cache_hits", 0.0) / told["prefix_cache_queries"]

@@ -62,10 +62,11 @@ class Talks:
             read: Returns what an exchange said.
         """
         self._plan, self._sender, self._loop, self._zero_s, self._read = plan, sender, loop, zero_s, read
-        is_endless = plan.requests is not None or plan.duration_s is not None
+        is_endless = any(limit is not None for limit in (plan.requests, plan.requests_per_client, plan.duration_s))
         self._left = itertools.cycle(plan.conversations) if is_endless else iter(plan.conversations)
         self._end_s = zero_s + plan.duration_s if plan.duration_s is not None else float("inf")
         self._talks: dict[int, _Talk] = {}
+        self._remaining = dict.fromkeys(plan.clients, plan.requests_per_client)
         self._sent = 0
         sender.on_end = self._go_on
 
@@ -89,8 +90,11 @@ class Talks:
 
     def _say(self, client: int, at_s: float) -> None:
         plan, talk = self._plan, self._talks[client]
-        if self._sent == plan.requests or at_s >= self._end_s or plan.sampling is None:
+        remaining = self._remaining[client]
+        if self._sent == plan.requests or remaining == 0 or at_s >= self._end_s or plan.sampling is None:
             return
+        if remaining is not None:
+            self._remaining[client] = remaining - 1
         number, self._sent = self._sent, self._sent + 1
         prompt = talk.conversation.prompt(len(talk.answers), talk.answers)
         request = encode_request(plan.server, plan.sampling, prompt)

@@ -114,10 +114,12 @@ class Watch:
         await asyncio.gather(self._over.wait(), *(self._follow(seen) for seen in self.seen if seen.first))
 
     async def _follow(self, seen: Seen) -> None:
-        while not self._over.is_set():
+        is_over = False
+        while not is_over:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), PERIOD_S)
-            await _look(seen, _LIMIT_S)
+            is_over = self._over.is_set()
+            await _look(seen, _LIMIT_S)  # the last one begins after the load
 
 
 async def _look(seen: Seen, limit_s: float) -> None:

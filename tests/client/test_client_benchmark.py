@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -214,6 +215,17 @@ def test_benchmark_sweep_has_a_point_for_each_load_and_its_files(
     assert (folder / "points.csv").read_text().count("\n") == 4
 
 
+def test_benchmark_of_conversations_sends_as_many_requests_as_are_asked_for(
+    http: FlaskClient, fake: FakeServer
+) -> None:
+    fake.behaviour = Behaviour(counts_prompt=True)
+    body = {"self_check": False, "input_tokens": "20", "turns": "3"}
+    counted = http.post("/benchmark", json={**body, "n_clients": 2, "n_requests_per_client": 5}).get_json()
+    assert (counted["total_queries"], counted["valid"]) == (10, True)
+    limited = http.post("/benchmark", json={**body, "concurrency": 3, "requests": 10}).get_json()
+    assert (limited["total_queries"], limited["unfinished"]) == (10, 0)
+
+
 SWEEP = {"prompt": "p", "self_check": False, "concurrency": [1, 2, 4], "requests": 8, "async": True}
 
 
@@ -246,11 +258,35 @@ def test_benchmark_that_continues_measures_points_with_failures_again(http: Flas
     assert len(fake.requests) - begun == 8
 
 
-@pytest.mark.parametrize(
-    ("continues", "words"),
-    [(["nope"], "none of this id"), (["../x"], "no id"), ("first", "a list"), (["first"], "another body")],
-)
-def test_benchmark_that_continues_what_it_cannot_is_refused(
+@pytest.mark.parametrize("continues", [["nope"], ["first"]])
+def test_benchmark_that_continues_what_is_not_there_or_had_another_body_measures_all(
+    http: FlaskClient, fake: FakeServer, continues: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    http.post("/benchmark", json={**BODY, "id": "first"})
+    begun = len(fake.requests)
+    http.post("/benchmark", json={**SWEEP, "id": "second", "continues": continues})
+    assert wait_for(http, "second", has_ended)["result"]["valid"]
+    assert len(fake.requests) - begun == 24
+    assert f"{continues[0]} is not continued" in caplog.text
+
+
+def test_benchmark_that_continues_takes_no_point_of_another_model_and_none_that_is_damaged(
+    http: FlaskClient, fake: FakeServer, settings: ServiceSettings
+) -> None:
+    http.post("/benchmark", json={**SWEEP, "id": "first"})
+    wait_for(http, "first", has_ended)
+    first, second = sorted((settings.output_dir / "first" / "points").iterdir())[:2]
+    (first / "requests.parquet").write_bytes(b"damaged")
+    server = json.loads((second / "server.json").read_text())
+    (second / "server.json").write_text(json.dumps({**server, "model": "another"}))
+    begun = len(fake.requests)
+    http.post("/benchmark", json={**SWEEP, "id": "second", "continues": ["first"]})
+    assert wait_for(http, "second", has_ended)["state"] == "done"
+    assert len(fake.requests) - begun == 16
+
+
+@pytest.mark.parametrize(("continues", "words"), [(["../x"], "no id"), ("first", "a list")])
+def test_benchmark_that_continues_what_is_no_id_is_refused(
     http: FlaskClient, fake: FakeServer, continues: object, words: str
 ) -> None:
     http.post("/benchmark", json={**BODY, "id": "first"})
@@ -297,6 +333,19 @@ def test_benchmark_synthetic_prompts_have_the_asked_length(http: FlaskClient, fa
         ({"output_tokens": "many"}, "no number"),
         ({"arrivals": "bursty"}, "poisson"),
         ({"ramp_s": -1}, "-1"),
+        ({"rate": 5, "ramp_s": 1}, "ramp"),
+        ({"burstiness": 2}, "gamma"),
+        ({"think_time": "1"}, "turns"),
+        ({"turns": "3"}, "needs input_tokens"),
+        ({"prompt": None, "input_tokens": "9", "turns": "3", "rate": 2}, "a turn waits"),
+        ({"prompt": None, "input_tokens": "9", "turns": "3", "shared_prefixes": "2:9"}, "no conversations"),
+        ({"prompt": None, "input_tokens": "lognormal:mean=1,std=1e200"}, "too large"),
+        ({"prompt": None, "input_tokens": "lognormal:mean=512,std=1e-300"}, "too small"),
+        ({"output_tokens": "1e12"}, "at most 1000000"),
+        (
+            {"prompt": None, "input_tokens": "9", "shared_prefixes": "999999:50000", "concurrency": 1, "requests": 1},
+            "tokens in all",
+        ),
         ({"exporters": "http://h:9100"}, "a list"),
         ({"exporters": ["file:///etc/passwd"]}, "exporter"),
     ],

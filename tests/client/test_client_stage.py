@@ -92,6 +92,7 @@ class Scene:
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     monkeypatch.setattr(stage_module, "DEATH_IS_KNOWN_S", 0.0)
     (tmp_path / "secrets").mkdir()
+    (tmp_path / "stages").mkdir()
     (tmp_path / "secrets" / "api_token").write_text(API_TOKEN)
     with serve(tmp_path, ["-m", "client.server"], ROOT) as service:
         yield Scene(tmp_path, service)
