@@ -14,10 +14,11 @@ import pytest
 from client import stage as stage_module
 from client.stage import RESTARTED, BenchmarkStage
 from orchestrator.atomic import write_json
-from orchestrator.errors import JobFailedError, ServiceAnswerError, StageError
+from orchestrator.errors import JobFailedError, ServiceAnswerError, StageError, UserError
 from orchestrator.recipe.load import parse_recipe
 from orchestrator.records import Endpoint
 from orchestrator.rundir import RunDir
+from orchestrator.service import PlanContext
 from orchestrator.stage import StageContext
 from tests.agent.bench import RecordingMetrics, RecordingProgress
 from tests.client.conftest import API_TOKEN, write_endpoint
@@ -140,6 +141,42 @@ def test_benchmark_whose_server_is_restarted_is_measured_once_more_on_the_new_on
     assert Path(earlier["records"]).read_text().count("\n") >= 2
     assert any("measured once more" in text for text in scene.progress.said)
     assert [push["benchmark_requests_failed"] for _, push in scene.metrics.pushes] == [0], "what holds is pushed"
+
+
+def test_resumed_benchmark_whose_server_was_restarted_stays_without_effect(
+    scene: Scene, new_server: Callable[[], FakeServer]
+) -> None:
+    """The service calls it valid, as few requests failed; who knows better has been killed meanwhile."""
+    old, new = new_server(), new_server()
+    scene.job["service"]["n_requests_per_client"] = 40
+    old.behaviour = new.behaviour = Behaviour(n_tokens=4, first_token_delay_s=0.03)
+    old.script.append(Behaviour(status=500))
+    scene.publish(old, "a")
+
+    def restart() -> None:
+        if scene.finished() >= 40 and scene.server is not None and scene.server.attempt == "a":
+            scene.publish(new, "b", job_id="9")
+        if any("measured once more" in text for text in scene.progress.said):
+            raise KeyboardInterrupt
+
+    scene.on_wait = restart
+    with pytest.raises(KeyboardInterrupt):
+        scene.measure()
+    scene.on_wait = lambda: None
+    figures = scene.measure()
+    assert (figures["id"], figures["valid"], figures["server_url"]) == ("run-7f3a-2", True, new.url)
+    assert [one["id"] for one in figures["earlier"]] == ["run-7f3a"]
+
+
+def test_load_that_the_service_would_refuse_is_refused_before_anything_is_submitted(scene: Scene) -> None:
+    scene.job["benchmark"]["load"] = {"concurrency": [2, 2]}
+    context = SimpleNamespace(recipe=parse_recipe({"job": scene.job}, "recipe"))
+    with pytest.raises(UserError, match=r"job\.benchmark\.load: concurrency: is \[2, 2\]"):
+        BenchmarkStage().check(cast("PlanContext", context))
+    scene.job["benchmark"]["load"] = {"rate": 5, "slo": "ttft<200"}
+    context = SimpleNamespace(recipe=parse_recipe({"job": scene.job}, "recipe"))
+    with pytest.raises(UserError, match=r"job\.benchmark\.load: .*ttft<200"):
+        BenchmarkStage().check(cast("PlanContext", context))
 
 
 def test_benchmark_of_a_server_that_is_missing_for_a_while_waits_for_it(

@@ -26,7 +26,7 @@ from client.load.inputs import Wanted, make_bench
 from client.load.plots import pictures_of_server
 from client.load.quantities import Reading, read
 from client.load.report import write_report
-from client.load.server_side import ServerSide
+from client.load.server_side import ServerSide, _changes
 from client.load.show import show_summary
 from client.load.spec import Server
 from client.load.watch import Target, exporter_at, usual_exporters
@@ -165,6 +165,19 @@ def test_vllm_is_told_by_its_changes_and_its_course() -> None:
     course = told["series"]["requests_waiting"]
     assert {value for _, value in course} == {0, 1}
     assert [at_s for at_s, _ in course] == sorted(at_s for at_s, _ in course if at_s >= 0)
+
+
+def test_values_that_cannot_be_and_counters_that_began_anew_are_left_out() -> None:
+    text = (
+        b'vllm:kv_cache_usage_perc{engine="0"} -1e308\nvllm:kv_cache_usage_perc{engine="1"} -1e308\n'
+        b"vllm:num_requests_running NaN\nvllm:num_requests_waiting +Inf\nnode_load1 -Inf\n"
+        b"vllm:generation_tokens_total 7\n"
+    )
+    reading = read(text)
+    assert reading is not None
+    assert (reading.now, reading.totals) == ({}, {"vllm:generation_tokens_total": 7.0})
+    assert _changes({"vllm:generation_tokens_total": 9.0}, reading.totals) == {}
+    assert _changes({"vllm:generation_tokens_total": 2.0}, reading.totals) == {"generation_tokens": 5.0}
 
 
 def test_cache_usage_of_several_engines_is_their_mean() -> None:
