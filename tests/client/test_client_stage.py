@@ -148,13 +148,13 @@ def test_resumed_benchmark_whose_server_was_restarted_stays_without_effect(
 ) -> None:
     """The service calls it valid, as few requests failed; who knows better has been killed meanwhile."""
     old, new = new_server(), new_server()
-    scene.job["service"]["n_requests_per_client"] = 40
-    old.behaviour = new.behaviour = Behaviour(n_tokens=4, first_token_delay_s=0.03)
+    scene.job["benchmark"]["load"] = {"max_failed_share": 0.5}
+    old.behaviour = new.behaviour = Behaviour(n_tokens=4, first_token_delay_s=0.3)
     old.script.append(Behaviour(status=500))
     scene.publish(old, "a")
 
     def restart() -> None:
-        if scene.finished() >= 40 and scene.server is not None and scene.server.attempt == "a":
+        if json.loads(scene.service.call("/benchmark/run-7f3a")[1])["state"] == "done":
             scene.publish(new, "b", job_id="9")
         if any("measured once more" in text for text in scene.progress.said):
             raise KeyboardInterrupt
