@@ -91,7 +91,6 @@ class BenchmarkStage:
         server, asked = self._asked(context, benchmark_id, deadline)
         body = _body(context.recipe.job, benchmark_id)
         body |= {"exporters": _exporters(context, asked), "continues": continued}
-        context.progress.show_bar(self.name, 0, None, "")
         self._ask(context, "POST", "/benchmark", body)
         result, is_restarted = self._await(context, benchmark_id, server, deadline)
         context.fetch(self.role, context.run.benchmark / benchmark_id, ())
