@@ -116,11 +116,12 @@ def test_image_is_pulled_from_a_mirror_and_another_is_not_there(apptainer: Path,
         missing = containers(apptainer, tmp_path / "store", "pull", "prometheus", f"--registry={place}/mirror")
     (image,) = (tmp_path / "store").glob("*/image.sif")
     assert done.stdout.strip() == str(image)
-    argv = [str(apptainer / "apptainer"), "exec", "--containall", str(image), "sh", "-c", "echo inside"]
-    assert subprocess.run(argv, capture_output=True, text=True).stdout == "inside\n"
     assert missing.returncode == 1
     assert re.search(r"prometheus-v2\.55\.1 could not be made .*apptainer pull", missing.stderr)
     assert "container.registry" in missing.stderr
+    argv = [str(apptainer / "apptainer"), "exec", "--containall", str(image), "sh", "-c"]
+    _or_skip("pulled; but Apptainer runs no image here", *argv, "true")
+    assert subprocess.run([*argv, "echo inside"], capture_output=True, text=True).stdout == "inside\n"
 
 
 def start_server(job: SupervisedJob, launch: Launch) -> None:
