@@ -127,7 +127,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
     if "output_tokens_per_s" in benchmark:
         lines.append(
             f"Benchmark  {benchmark.get('successful')}/{benchmark.get('total_queries')} requests, "
-            f"{_number(benchmark.get('output_tokens_per_s'), '.1f')} output tokens/s"
+            f"{_number(benchmark.get('output_tokens_per_s'), '.1f')} output tokens/s{_of_sweep(benchmark)}"
         )
         if benchmark.get("valid") is False:
             reasons = "; ".join(str(reason) for reason in benchmark.get("invalid_reasons") or []) or "no reason given"
@@ -150,6 +150,12 @@ def headline(summary: dict[str, Any]) -> list[str]:
             f"{best.get('number')}{tail}"
         )
     return lines
+
+
+def _of_sweep(benchmark: dict[str, Any]) -> str:
+    """Return which load of a sweep the figures are of."""
+    load = (benchmark.get("about") or {}).get("figures_of")
+    return f" at {load}, of {len(benchmark.get('points') or [])} loads" if load else ""
 
 
 def _number(value: Any, form: str) -> str:

@@ -47,11 +47,11 @@ def benchmark_cost(job: Job, server_gpus: int) -> StageCost:
 def _load_limit(job: Job) -> tuple[float, str]:
     """Return the longest that the benchmark's requests may last, in seconds, and what that is made of."""
     load, each_s, warmup = job.benchmark.load, job.service.request_timeout_s, job.benchmark.warmup_requests
-    if load.find_capacity:
-        return math.inf, "a search of unknown length"
+    if load.find_capacity or load.turns is not None:
+        return math.inf, "a search of unknown length" if load.find_capacity else "conversations of unknown length"
     if load.counts_clients:
         requests = (job.service.n_requests_per_client + warmup) * load.repeats
-        return requests * each_s, f"{requests} requests of a client × {each_s:g} s"
+        return requests * each_s + load.ramp_s, f"{requests} requests of a client × {each_s:g} s"
     loads: Sequence[float] = load.rate or load.concurrency or ()
     requests = load.requests or DEFAULT_REQUESTS
     total_s = 0.0
@@ -60,7 +60,7 @@ def _load_limit(job: Job) -> tuple[float, str]:
         by_requests_s = requests / amount + each_s if load.rate else math.ceil(requests / amount) * each_s
         by_duration_s = math.inf if load.duration_s is None else load.duration_s + each_s
         is_counted = load.requests is not None or load.duration_s is None
-        total_s += min(by_requests_s if is_counted else math.inf, by_duration_s) + warmup * each_s
+        total_s += min(by_requests_s if is_counted else math.inf, by_duration_s) + load.ramp_s + warmup * each_s
     measurements = len(loads) * load.repeats
     return total_s * load.repeats, f"measurements ({measurements}) with requests of at most {each_s:g} s"
 

@@ -62,6 +62,12 @@ def test_headline_of_a_benchmark_that_is_not_valid_says_why() -> None:
     assert not any("NOT VALID" in line for line in headline({"stages": {"benchmark": {**figures, "valid": True}}}))
 
 
+def test_headline_of_a_sweep_says_of_which_load_its_figures_are() -> None:
+    figures = {"successful": 8, "total_queries": 8, "output_tokens_per_s": 20.0, "points": [{}, {}, {}]}
+    lines = headline({"stages": {"benchmark": {**figures, "about": {"figures_of": "concurrency 4"}}}})
+    assert lines[0] == "Benchmark  8/8 requests, 20.0 output tokens/s at concurrency 4, of 3 loads"
+
+
 def test_headline_has_the_main_figures() -> None:
     lines = headline(
         {
