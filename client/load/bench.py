@@ -217,7 +217,7 @@ class _Running:
             seen, server = earlier
             analysis = analyse(seen, options)
         else:
-            seen, side = self._measure(load, repeat)
+            seen, side = self._measure(number, load, repeat)
             analysis = analyse(seen, options)
             server = side.figures(analysis.figures.window_s, analysis.figures.output_tokens_per_s)
         if self._points is not None and not seen.was_cancelled:
@@ -226,14 +226,16 @@ class _Running:
         reasons = invalid_reasons(analysis.figures, bench.limits, adds_ms, may_overdrive)
         return Told(load, seen, analysis, tuple(reasons), server)
 
-    def _measure(self, load: float, repeat: int) -> tuple[Measurement, ServerSide]:
+    def _measure(self, number: int, load: float, repeat: int) -> tuple[Measurement, ServerSide]:
         bench = self._bench
+        first = number * (bench.requests or 0) % len(self._bodies)
+        bodies = self._bodies[first:] + self._bodies[:first]
         shape = bench.shape(load, repeat)
         processes = choose_processes(shape, bench.processes)
         name = f"{bench.kind} {load:g}" + (f", repeat {repeat + 1}" if bench.repeats > 1 else "")
         with scratch() as folder:
             talks = (bench.sampling, bench.conversations) if bench.conversations else None
-            plans = deal_out(bench.server, self._bodies, shape, bench.how, processes, folder, talks)
+            plans = deal_out(bench.server, bodies, shape, bench.how, processes, folder, talks)
             with ServerSide(bench.server, bench.exporters) as side:
 
                 def started(started_at: float, zero_s: float) -> None:

@@ -130,7 +130,9 @@ def make_bench(wanted: Wanted) -> Bench:
         if wanted.is_multi_turn:  # without a limit, each recorded one is sent once
             requests = wanted.requests
     else:
-        workload = _workload(wanted, sampling, trace, requests)
+        # Each measurement has prompts of its own: a server may have kept those of the one before.
+        planned = requests * len(wanted.loads) * wanted.repeats if requests is not None else None
+        workload = _workload(wanted, sampling, trace, planned)
     slos: tuple[Slo, ...] = parse_slos(wanted.slo) if wanted.slo else ()
     fixed = tuple(float(at_s) for at_s in trace.times_s) if trace is not None else ()
     return Bench(
@@ -240,7 +242,8 @@ def _prompt_tokens(wanted: Wanted) -> float:
     if wanted.input_tokens is None:
         return 0.0
 
-    each, count = _most(wanted.input_tokens, "--input-tokens"), wanted.requests or MOST_PROMPTS
+    each = _most(wanted.input_tokens, "--input-tokens")
+    count = (wanted.requests or MOST_PROMPTS) * len(wanted.loads) * wanted.repeats
     if wanted.shared_prefixes is not None:
         each += _most(wanted.shared_prefixes[1], "--shared-prefixes")
         count = max(count, wanted.shared_prefixes[0])

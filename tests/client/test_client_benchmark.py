@@ -226,6 +226,13 @@ def test_benchmark_of_conversations_sends_as_many_requests_as_are_asked_for(
     assert (limited["total_queries"], limited["unfinished"]) == (10, 0)
 
 
+def test_benchmark_sweep_has_prompts_of_its_own_for_each_load(http: FlaskClient, fake: FakeServer) -> None:
+    fake.behaviour = Behaviour(counts_prompt=True)
+    body = {"self_check": False, "input_tokens": "30", "concurrency": [1, 2], "requests": 5, "repeats": 2}
+    assert http.post("/benchmark", json=body).status_code == 200
+    assert len({request.payload["messages"][-1]["content"] for request in fake.requests[-20:]}) == 20
+
+
 SWEEP = {"prompt": "p", "self_check": False, "concurrency": [1, 2, 4], "requests": 8, "async": True}
 
 
