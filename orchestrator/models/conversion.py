@@ -19,6 +19,7 @@ from orchestrator.models.lock import REMEDY
 from orchestrator.models.manifest import MARK, Manifest, make_manifest
 from orchestrator.models.meter import Meter
 from orchestrator.models.room import check_room
+from orchestrator.space.removal import replace_folder
 
 CONVERTER = Path(__file__).with_name("convert_gguf.py")
 # A weight of four bits becomes one of 16.
@@ -44,9 +45,7 @@ def convert(model: str, gguf: Path, target: Path, python: str, lock: IO[str], me
         _run_converter([python, str(CONVERTER), str(gguf), str(partial)], target, lock.fileno())
         manifest = make_manifest(model, partial, meter)
         manifest.write(partial / MARK)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        replace_folder(target, partial)
     except OSError as error:
         raise StorageError(target, error, REMEDY) from error
     finally:

@@ -14,7 +14,7 @@ from orchestrator.models.meter import Meter
 from orchestrator.models.threads import in_threads
 
 MARK = ".orch-complete"
-"""The manifest of a folder, inside it: written last, so a folder with it is whole. Earlier versions left it empty."""
+"""The manifest of a folder, inside it: written last, so a folder with it is whole, or was."""
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 8 << 20
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from orchestrator.models.meter import Meter
 from orchestrator.models.room import check_room
 from orchestrator.models.store import NOTES, Held, find_snapshot, repo_folder, repo_manifest
 from orchestrator.models.threads import in_threads
+from orchestrator.space.removal import replace_folder
 from orchestrator.space.wording import size_text
 
 # huggingface_hub, constants.MAX_HTTP_DOWNLOAD_SIZE: the hub gives larger files by a protocol of its own, in lay_out.
@@ -142,9 +142,7 @@ def pull_directory(source: Path, target: Path, meter: Meter, tell: Callable[[str
             if before is None or before.files != manifest.files or faults(target, before, meter):
                 _copy(source, partial, manifest, meter)
                 manifest.write(partial / MARK)
-                if target.exists():
-                    shutil.rmtree(target)
-                partial.rename(target)
+                replace_folder(target, partial)
         except OSError as error:
             raise StorageError(target, error, REMEDY) from error
     return Held(str(target), (), target, manifest)

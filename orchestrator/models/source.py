@@ -12,7 +12,7 @@ from orchestrator.model_files import UnknownSizeError
 from orchestrator.models.conversion import convert
 from orchestrator.models.hub import Hub
 from orchestrator.models.lock import sole_maker
-from orchestrator.models.manifest import MARK, faults, read_manifest
+from orchestrator.models.manifest import MARK, faults, read_manifest, size_faults
 from orchestrator.models.meter import Meter, telling_meter
 from orchestrator.models.pull import pull_hub
 from orchestrator.models.store import MAIN, Held, find_hub, find_snapshot, hub_places, is_usable, repo_folder
@@ -106,7 +106,7 @@ class ModelSource:
             self._check_hub()
         elif package_of(self.model) is None:
             _check_directory(self.store)
-        elif not (self.store / MARK).is_file():
+        elif not self._is_converted():
             self.gguf()
 
     def _check_hub(self) -> None:
@@ -133,9 +133,14 @@ class ModelSource:
         if is_hub_id(self.model):
             if self.is_offline and not is_usable(find_snapshot(self.store, self.revision)):
                 pull_hub(self.model, self.revision, self.hubs[0], Hub(), telling_meter(tell), tell)
-        elif package_of(self.model) is not None and not (self.store / MARK).is_file():
+        elif package_of(self.model) is not None and not self._is_converted():
             # Looked at first: the cache may not be ours to write.
             convert_once(self.model, self.gguf, self.store, self.python, telling_meter(tell), tell)
+
+    def _is_converted(self) -> bool:
+        """Return whether the package's model is whole, as far as sizes tell."""
+        manifest = read_manifest(self.store / MARK)
+        return manifest is not None and not size_faults(self.store, manifest)
 
     def gguf(self) -> Path:
         """Return the GGUF file of the package that carries the model.

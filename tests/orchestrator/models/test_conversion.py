@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -135,6 +135,15 @@ def test_conversion_clears_what_a_killed_converter_left(workshop: Workshop) -> N
     manifest = read_manifest(workshop.target / MARK)
     assert manifest is not None
     assert [entry.path for entry in manifest.files] == ["new"]
+
+
+def test_conversion_puts_the_new_model_in_its_place_before_the_old_one_is_deleted(
+    workshop: Workshop, swept: Callable[[Path], list[bool]]
+) -> None:
+    workshop.target.mkdir(parents=True)
+    seen = swept(workshop.target / "new")
+    workshop.prepare(workshop.python('mkdir "$3" && touch "$3/new"'))
+    assert seen == [True]
 
 
 def test_conversion_into_a_cache_that_is_a_file_names_the_cache(workshop: Workshop) -> None:

@@ -14,12 +14,15 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import snapshot_download
 
-from orchestrator.models.manifest import read_manifest
+from orchestrator.models.manifest import MARK, read_manifest
+from orchestrator.models.meter import telling_meter
+from orchestrator.models.pull import pull_directory
 from orchestrator.models.store import repo_folder, repo_manifest
 from tests.orchestrator.models.conftest import FILES, MODEL, PROJECT, WANTED, WHY_NO_MOUNTS, Orch, in_mount_namespace
 from tests.standin.hub import COMMIT, FakeHub
@@ -285,6 +288,19 @@ def test_pull_of_a_directory_copies_it_whole_and_again_only_what_differs(
     (source / "config.json").unlink()
     assert orch("pull", str(source)) == 2
     assert "holds no config.json" in orch.err
+
+
+def test_pull_of_a_directory_puts_the_new_model_in_its_place_before_the_old_one_is_deleted(
+    tmp_path: Path, swept: Callable[[Path], list[bool]]
+) -> None:
+    source, target = tmp_path / "mine", tmp_path / "models" / "mine"
+    for folder, name in ((source, "new"), (target, "old")):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+    seen = swept(target / "new")
+    pull_directory(source, target, telling_meter(print), print)
+    assert seen == [True]
+    assert sorted(path.name for path in target.iterdir()) == [MARK, "new"]
 
 
 def test_convert_makes_a_model_of_a_gguf_file_once(cache: Path, orch: Orch, tmp_path: Path) -> None:

