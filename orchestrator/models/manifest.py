@@ -74,13 +74,17 @@ def make_manifest(model: str, folder: Path, meter: Meter) -> Manifest:
     Raises:
         OSError: a file cannot be read.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path.relative_to(folder)))
+    paths = _files(folder)
     hashes = hash_files(paths, f"{model}: checksums", meter)
     entries = [
         FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, sha256)
         for path, sha256 in zip(paths, hashes, strict=True)
     ]
     return Manifest(model, tuple(entries))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path.relative_to(folder)))
 
 
 def is_hidden(path: Path) -> bool:
@@ -94,7 +98,9 @@ def size_faults(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def faults(folder: Path, manifest: Manifest, meter: Meter) -> list[str]:
-    """Return what is missing or differs in ``folder``, in words; all of it is read.
+    """Return what is missing, differs or is too much in ``folder``, in words; all of it is read.
+
+    A snapshot of a hub may hold more: other tools fetch what orch leaves out.
 
     Raises:
         OSError: a file cannot be read.
@@ -107,6 +113,9 @@ def faults(folder: Path, manifest: Manifest, meter: Meter) -> list[str]:
         for entry, sha256 in zip(there, hashes, strict=True)
         if sha256 != entry.sha256
     ]
+    if not manifest.commit:
+        there_now = {path.relative_to(folder).as_posix() for path in _files(folder)}
+        found += [f"{path}: not in the manifest" for path in there_now - {entry.path for entry in manifest.files}]
     return sorted(found)
 
 

@@ -148,7 +148,18 @@ def pull_directory(source: Path, target: Path, meter: Meter, tell: Callable[[str
     return Held(str(target), (), target, manifest)
 
 
+def _remove_others(folder: Path, manifest: Manifest) -> None:
+    """Remove what a pull that was killed has left of files that the model does not have."""
+    files = {folder / entry.path for entry in manifest.files}
+    folders = {parent for file in files for parent in file.parents}
+    for path in sorted(folder.rglob("*"), reverse=True):
+        is_folder = path.is_dir()
+        if path not in (folders if is_folder else files):
+            (path.rmdir if is_folder else path.unlink)()
+
+
 def _copy(source: Path, partial: Path, manifest: Manifest, meter: Meter) -> None:
+    _remove_others(partial, manifest)
     wrong = {fault.partition(": ")[0] for fault in faults(partial, manifest, meter)}
     missing = [entry for entry in manifest.files if entry.path in wrong]
     needed = sum(entry.size for entry in missing)

@@ -187,7 +187,6 @@ def test_conversion_takes_what_another_run_has_converted_meanwhile(
 
         timer = threading.Timer(0.3, finish)
         timer.start()
-        (workshop.target / "x").touch()
         workshop.prepare(workshop.python("exit 1"))
         timer.join()
     assert workshop.told == [f"waiting for somebody, who is making {workshop.target}"]

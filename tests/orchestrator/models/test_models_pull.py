@@ -303,6 +303,38 @@ def test_pull_of_a_directory_puts_the_new_model_in_its_place_before_the_old_one_
     assert sorted(path.name for path in target.iterdir()) == [MARK, "new"]
 
 
+def test_pull_of_a_directory_takes_nothing_else_from_one_that_was_killed(tmp_path: Path) -> None:
+    source, target = tmp_path / "mine", tmp_path / "models" / "mine"
+    left = tmp_path / "models" / ".mine.partial"
+    for path in (source / "config.json", source / "sub" / "a", left / "config.json" / "deep" / "x", left / "sub"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    (left / "old.safetensors").write_bytes(bytes(10))
+    (left / MARK).write_text("{}")
+    pull_directory(source, target, telling_meter(print), print)
+    assert sorted(path.name for path in target.rglob("*")) == [MARK, "a", "config.json", "sub"]
+
+
+def test_verify_reports_a_file_that_is_not_listed_and_another_pull_removes_it(
+    cache: Path, orch: Orch, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    assert orch("pull", str(tmp_path / "mine")) == 0, orch.err
+    (cache / "models" / "mine" / "old.safetensors").touch()
+    assert orch("verify") == 1
+    assert "old.safetensors: not in the manifest" in orch.out
+    assert orch("pull", str(tmp_path / "mine")) == 0, orch.err
+    assert orch("verify") == 0
+
+
+def test_verify_takes_what_other_tools_add_to_a_snapshot(hub: FakeHub, cache: Path, orch: Orch) -> None:
+    assert orch("pull", MODEL) == 0, orch.err
+    snapshot_download(MODEL, cache_dir=cache / "hub", endpoint=hub.url)
+    assert (folder_of(cache) / "onnx" / "model.onnx").is_file()
+    assert orch("verify") == 0, orch.out
+
+
 def test_convert_makes_a_model_of_a_gguf_file_once(cache: Path, orch: Orch, tmp_path: Path) -> None:
     (tmp_path / "small.gguf").write_bytes(b"GGUF")
     calls, python = tmp_path / "calls", tmp_path / "python"
