@@ -57,6 +57,8 @@ def pull_hub(model: str, revision: str, cache: Path, hub: Hub, meter: Meter, tel
             return held  # made by whom we have waited for
         try:
             unchecked = _fetch_missing(listing, repo, hub, meter, tell)
+            if held is None:
+                repo_manifest(repo, listing.commit).touch()  # so that what is laid out by halves is not taken for whole
             hub.lay_out(listing, cache)
             if _remove_damaged(listing, unchecked, repo, meter):
                 raise HubError(
