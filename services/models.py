@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.atomic import make_private_dir
@@ -175,7 +175,8 @@ class ServedModel:
         manifest = repo_manifest(self._here.store, folder.name)
         if not manifest.is_file():
             make_private_dir(manifest.parent)
-            make_manifest(self._name, folder, telling_meter(tell)).write(manifest)
+            found = make_manifest(self._name, folder, telling_meter(tell))
+            replace(found, commit=folder.name).write(manifest)
         return folder, manifest
 
     def _exists_there(self, path: Path) -> bool:

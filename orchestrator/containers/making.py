@@ -25,7 +25,7 @@ from orchestrator.lease import Lease
 from orchestrator.models.manifest import digest
 from orchestrator.models.meter import Meter
 from orchestrator.recipe.container import Container
-from orchestrator.space.removal import delete_folder, doomed_name, finish_deletion
+from orchestrator.space.removal import delete_folder, replace_folder
 from orchestrator.space.wording import size_text
 
 POLL_S = 0.2
@@ -139,7 +139,7 @@ class _Making:
             delete_folder(self._partial / "tmp")
             manifest.write(self._partial / MANIFEST)
             self._lease.verify()
-            self._put()
+            replace_folder(self._folder, self._partial)
         except StorageError as error:
             raise StorageError(error.path, self._with_sizes(error.error), REMEDY) from error
         except OSError as error:
@@ -223,15 +223,6 @@ class _Making:
         if answer.returncode != 0:
             raise ImageError(f"{shlex.join(argv)} failed:\n{answer.stderr.strip()[-2000:]}")
         return answer.stdout.strip()
-
-    def _put(self) -> None:
-        """Rename the partial folder to its place; an older one goes, and jobs that have it open keep it."""
-        doomed = self._folder.with_name(doomed_name(self._folder.name))
-        if self._folder.exists():
-            self._folder.rename(doomed)
-        self._partial.rename(self._folder)
-        if doomed.exists():
-            finish_deletion(doomed)
 
     def _with_sizes(self, error: OSError) -> OSError:
         """Return a lack of room with what was written and what is free; another error as it is."""

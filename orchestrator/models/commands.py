@@ -59,6 +59,7 @@ def add_commands(subparsers: Any, parents: Sequence[argparse.ArgumentParser]) ->
     convert = actions.add_parser("convert", parents=[common], help="make a model of a GGUF file")
     convert.add_argument("model", metavar="MODEL", help="package:NAME, or FILE.gguf")
     for converting in (pull, convert):
+        converting.add_argument("--name", default=None, metavar="N", help="in the store, of a directory or FILE.gguf")
         converting.add_argument(
             "--python", default=sys.executable, metavar="PROGRAM", help="interpreter that converts, and has the package"
         )
@@ -82,6 +83,22 @@ class _Desk:
     def meter(self) -> Meter:
         """Shows how far something is, on standard error."""
         return bar_meter(Console(stderr=True)) if self._console.is_terminal else telling_meter(self.tell)
+
+    def folder(self, name: str) -> Path:
+        """Return the folder for a model that is ``name`` unless another name is given.
+
+        Raises:
+            UserError: it is no name for one.
+        """
+        name = self.arguments.name or name
+        if "/" in name or name.startswith("."):
+            raise UserError(f"'{name}' is no name for a model: it begins with a dot or has a slash. See --name.")
+        return self.cache / "models" / name
+
+    def refuse_name(self) -> None:
+        """Raise a UserError if a name is given to a model that has its own."""
+        if self.arguments.name is not None:
+            raise UserError(f"--name: {self.arguments.model} has its own. Only directories and GGUF files are named.")
 
     def show(self, held: Held) -> int:
         """Print one model, and return the exit code."""
@@ -120,6 +137,7 @@ def _pull(desk: _Desk) -> int:
         return desk.show(_pull_directory(Path(model).expanduser().resolve(), desk))
     if model.startswith((".", "~")) or not is_hub_id(model):
         return _convert(desk)
+    desk.refuse_name()
     token = read_token(arguments.token_file) if arguments.token_file is not None else None
     held = pull_hub(model, arguments.revision or MAIN, desk.hubs[0], Hub(token), desk.meter, desk.tell)
     return desk.show(held)
@@ -128,12 +146,13 @@ def _pull(desk: _Desk) -> int:
 def _pull_directory(folder: Path, desk: _Desk) -> Held:
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"{folder} holds no config.json: it is not a Hugging Face model.")
-    return pull_directory(folder, desk.cache / "models" / folder.name, desk.meter, desk.tell)
+    return pull_directory(folder, desk.folder(folder.name), desk.meter, desk.tell)
 
 
 def _convert(desk: _Desk) -> int:
     model, python = desk.arguments.model, desk.arguments.python
     if package_of(model) is not None:
+        desk.refuse_name()
         source = ModelSource(model, python, desk.cache, desk.hubs)
         return desk.show(convert_once(model, source.gguf, source.store, python, desk.meter, desk.tell))
     file = Path(model).expanduser().resolve()
@@ -141,7 +160,7 @@ def _convert(desk: _Desk) -> int:
         raise ModelNotFoundError(
             f"{model}: there is no such GGUF file or directory.\nAllowed: package:NAME, FILE.gguf."
         )
-    target = desk.cache / "models" / file.stem
+    target = desk.folder(file.stem)
     return desk.show(convert_once(str(target), lambda: file, target, python, desk.meter, desk.tell))
 
 

@@ -10,15 +10,17 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from orchestrator.errors import ProgramMissingError, StorageError, UserError
 from orchestrator.models.convert_gguf import EXIT_CANNOT_WRITE
 from orchestrator.models.lock import REMEDY
-from orchestrator.models.manifest import MARK, Manifest, make_manifest
+from orchestrator.models.manifest import MARK, Manifest, hash_files, make_manifest
 from orchestrator.models.meter import Meter
 from orchestrator.models.room import check_room
+from orchestrator.space.removal import replace_folder
 
 CONVERTER = Path(__file__).with_name("convert_gguf.py")
 # A weight of four bits becomes one of 16.
@@ -26,27 +28,27 @@ SPACE_PER_GGUF_BYTE = 4
 log = logging.getLogger(__name__)
 
 
-def convert(model: str, gguf: Path, target: Path, python: str, lock: IO[str], meter: Meter) -> Manifest:
-    """Make ``target`` of ``gguf`` with the interpreter ``python``, while ``lock`` is held, and return its manifest.
+def convert(wanted: Manifest, gguf: Path, target: Path, python: str, lock: IO[str], meter: Meter) -> Manifest:
+    """Make ``target`` of ``gguf`` with the interpreter ``python``; return ``wanted`` with its files.
 
-    Whatever ends it early, a signal's exception included, ends the converter too and leaves nothing behind.
+    The caller holds ``lock``. Whatever ends it early, a signal's exception included, ends the converter too and leaves
+    nothing behind.
 
     Raises:
         UserError: it cannot be read or converted.
         StorageError: there is no room for it, or the cache cannot be written.
     """
-    partial, needed = target.with_name(f".{target.name}.partial"), _space_for(gguf)
+    partial = target.with_name(f".{target.name}.partial")
     try:
         if partial.exists():  # of a converter that was killed
             shutil.rmtree(partial)
-        check_room(target.parent, needed, "the converted model needs up to")
+        check_room(target.parent, gguf.stat().st_size * SPACE_PER_GGUF_BYTE, "the converted model needs up to")
         # The converter inherits the lock: should it outlive this process, nobody converts beside it.
         _run_converter([python, str(CONVERTER), str(gguf), str(partial)], target, lock.fileno())
-        manifest = make_manifest(model, partial, meter)
+        made = make_manifest(wanted.model, partial, meter)
+        manifest = replace(made, source=wanted.source, source_sha256=wanted.source_sha256)
         manifest.write(partial / MARK)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        replace_folder(target, partial)
     except OSError as error:
         raise StorageError(target, error, REMEDY) from error
     finally:
@@ -54,10 +56,14 @@ def convert(model: str, gguf: Path, target: Path, python: str, lock: IO[str], me
     return manifest
 
 
-def _space_for(gguf: Path) -> int:
-    """Return how many bytes the converted model takes at most."""
+def sha256_of(gguf: Path, meter: Meter) -> str:
+    """Return the SHA-256 of a GGUF file, in hexadecimal.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        return gguf.stat().st_size * SPACE_PER_GGUF_BYTE
+        return hash_files([gguf], f"{gguf.name}: checksum", meter)[0]
     except OSError as error:
         raise UserError(f"the model's file {gguf} cannot be read: {error.strerror}") from error
 

@@ -14,7 +14,7 @@ from orchestrator.models.meter import Meter
 from orchestrator.models.threads import in_threads
 
 MARK = ".orch-complete"
-"""The manifest of a folder, inside it: written last, so a folder with it is whole. Earlier versions left it empty."""
+"""The manifest of a folder, inside it: written last, so a folder with it is whole, or was."""
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 8 << 20
 
@@ -36,12 +36,16 @@ class Manifest:
         model: As a recipe names it.
         files: By path.
         commit: The revision's own name at the hub; empty for other sources.
+        source: What a folder of the store was made of: a directory, a GGUF file, package:NAME; empty if unknown.
+        source_sha256: Of the GGUF file; empty for other sources.
         made_at: When all of it had been checked, in seconds since the epoch.
     """
 
     model: str
     files: tuple[FileEntry, ...]
     commit: str = ""
+    source: str = ""
+    source_sha256: str = ""
     made_at: float = field(default_factory=time.time)
 
     @property
@@ -63,7 +67,8 @@ def read_manifest(path: Path) -> Manifest | None:
     document: Any = read_json(path)
     try:
         files = tuple(FileEntry(**entry) for entry in document["files"])
-        return Manifest(document["model"], files, document["commit"], document["made_at"])
+        facts = {name: document.get(name, "") for name in ("source", "source_sha256")}
+        return Manifest(document["model"], files, document["commit"], made_at=document["made_at"], **facts)
     except (KeyError, TypeError):
         return None
 
@@ -74,13 +79,17 @@ def make_manifest(model: str, folder: Path, meter: Meter) -> Manifest:
     Raises:
         OSError: a file cannot be read.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path.relative_to(folder)))
+    paths = _files(folder)
     hashes = hash_files(paths, f"{model}: checksums", meter)
     entries = [
         FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, sha256)
         for path, sha256 in zip(paths, hashes, strict=True)
     ]
     return Manifest(model, tuple(entries))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path.relative_to(folder)))
 
 
 def is_hidden(path: Path) -> bool:
@@ -94,7 +103,9 @@ def size_faults(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def faults(folder: Path, manifest: Manifest, meter: Meter) -> list[str]:
-    """Return what is missing or differs in ``folder``, in words; all of it is read.
+    """Return what is missing, differs or is too much in ``folder``, in words; all of it is read.
+
+    A snapshot of a hub may hold more: other tools fetch what orch leaves out.
 
     Raises:
         OSError: a file cannot be read.
@@ -107,6 +118,9 @@ def faults(folder: Path, manifest: Manifest, meter: Meter) -> list[str]:
         for entry, sha256 in zip(there, hashes, strict=True)
         if sha256 != entry.sha256
     ]
+    if not manifest.commit:
+        there_now = {path.relative_to(folder).as_posix() for path in _files(folder)}
+        found += [f"{path}: not in the manifest" for path in there_now - {entry.path for entry in manifest.files}]
     return sorted(found)
 
 

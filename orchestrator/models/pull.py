@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import HubError, ModelNotFoundError, StorageError
@@ -18,12 +18,12 @@ from orchestrator.models.manifest import (
     faults,
     hash_files,
     make_manifest,
-    read_manifest,
 )
 from orchestrator.models.meter import Meter
 from orchestrator.models.room import check_room
-from orchestrator.models.store import NOTES, Held, find_snapshot, repo_folder, repo_manifest
+from orchestrator.models.store import NOTES, Held, find_snapshot, read_made, repo_folder, repo_manifest
 from orchestrator.models.threads import in_threads
+from orchestrator.space.removal import replace_folder
 from orchestrator.space.wording import size_text
 
 # huggingface_hub, constants.MAX_HTTP_DOWNLOAD_SIZE: the hub gives larger files by a protocol of its own, in lay_out.
@@ -57,6 +57,8 @@ def pull_hub(model: str, revision: str, cache: Path, hub: Hub, meter: Meter, tel
             return held  # made by whom we have waited for
         try:
             unchecked = _fetch_missing(listing, repo, hub, meter, tell)
+            if held is None:
+                repo_manifest(repo, listing.commit).touch()  # so that what is laid out by halves is not taken for whole
             hub.lay_out(listing, cache)
             if _remove_damaged(listing, unchecked, repo, meter):
                 raise HubError(
@@ -132,25 +134,35 @@ def pull_directory(source: Path, target: Path, meter: Meter, tell: Callable[[str
     What an earlier call has copied is checked and kept.
 
     Raises:
+        UserError: ``target`` was made of another source.
         StorageError: there is no room for it, or it cannot be read.
     """
     partial = target.with_name(f".{target.name}.partial")
     with sole_maker(target, tell):
         try:
-            manifest = make_manifest(str(target), source, meter)
-            before = read_manifest(target / MARK)
+            before = read_made(target, str(source))
+            manifest = replace(make_manifest(str(target), source, meter), source=str(source))
             if before is None or before.files != manifest.files or faults(target, before, meter):
                 _copy(source, partial, manifest, meter)
                 manifest.write(partial / MARK)
-                if target.exists():
-                    shutil.rmtree(target)
-                partial.rename(target)
+                replace_folder(target, partial)
         except OSError as error:
             raise StorageError(target, error, REMEDY) from error
     return Held(str(target), (), target, manifest)
 
 
+def _remove_others(folder: Path, manifest: Manifest) -> None:
+    """Remove what a pull that was killed has left of files that the model does not have."""
+    files = {folder / entry.path for entry in manifest.files}
+    folders = {parent for file in files for parent in file.parents}
+    for path in sorted(folder.rglob("*"), reverse=True):
+        is_folder = path.is_dir()
+        if path not in (folders if is_folder else files):
+            (path.rmdir if is_folder else path.unlink)()
+
+
 def _copy(source: Path, partial: Path, manifest: Manifest, meter: Meter) -> None:
+    _remove_others(partial, manifest)
     wrong = {fault.partition(": ")[0] for fault in faults(partial, manifest, meter)}
     missing = [entry for entry in manifest.files if entry.path in wrong]
     needed = sum(entry.size for entry in missing)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from orchestrator.errors import HubError, ModelNotFoundError, ProgramMissingError
 from orchestrator.model_files import UnknownSizeError
-from orchestrator.models.conversion import convert
+from orchestrator.models.conversion import convert, sha256_of
 from orchestrator.models.hub import Hub
 from orchestrator.models.lock import sole_maker
-from orchestrator.models.manifest import MARK, faults, read_manifest
+from orchestrator.models.manifest import MARK, Manifest, faults, read_manifest, size_faults
 from orchestrator.models.meter import Meter, telling_meter
 from orchestrator.models.pull import pull_hub
-from orchestrator.models.store import MAIN, Held, find_hub, find_snapshot, hub_places, is_usable, repo_folder
+from orchestrator.models.store import MAIN, Held, find_hub, find_snapshot, hub_places, is_usable, read_made, repo_folder
 from orchestrator.recipe.document import Job
 from orchestrator.recipe.engines import PACKAGE_PREFIX, VllmEngine
 
@@ -106,7 +106,7 @@ class ModelSource:
             self._check_hub()
         elif package_of(self.model) is None:
             _check_directory(self.store)
-        elif not (self.store / MARK).is_file():
+        elif not self._is_converted():
             self.gguf()
 
     def _check_hub(self) -> None:
@@ -133,9 +133,14 @@ class ModelSource:
         if is_hub_id(self.model):
             if self.is_offline and not is_usable(find_snapshot(self.store, self.revision)):
                 pull_hub(self.model, self.revision, self.hubs[0], Hub(), telling_meter(tell), tell)
-        elif package_of(self.model) is not None and not (self.store / MARK).is_file():
+        elif package_of(self.model) is not None and not self._is_converted():
             # Looked at first: the cache may not be ours to write.
             convert_once(self.model, self.gguf, self.store, self.python, telling_meter(tell), tell)
+
+    def _is_converted(self) -> bool:
+        """Return whether the package's model is whole, as far as sizes tell."""
+        manifest = read_manifest(self.store / MARK)
+        return manifest is not None and manifest.source in {"", self.model} and not size_faults(self.store, manifest)
 
     def gguf(self) -> Path:
         """Return the GGUF file of the package that carries the model.
@@ -188,17 +193,21 @@ def source_of(job: Job, cache: Path, variables: Mapping[str, str], python: str) 
 def convert_once(
     model: str, find_gguf: Callable[[], Path], target: Path, python: str, meter: Meter, tell: Callable[[str], None]
 ) -> Held:
-    """Convert a GGUF file into the folder ``target`` of the store, unless it is there, whole and undamaged.
+    """Convert a GGUF file into the folder ``target`` of the store, unless it is there, of that file and undamaged.
 
     Raises:
-        UserError: it cannot be read or converted.
+        UserError: it cannot be read or converted, or ``target`` was made of another source.
         StorageError: there is no room for it.
     """
     with sole_maker(target, tell) as lock:
-        manifest = read_manifest(target / MARK)
-        if manifest is None or faults(target, manifest, meter):
+        gguf = find_gguf()
+        # A package lies elsewhere in each environment.
+        source = model if package_of(model) else str(gguf)
+        manifest, sha256 = read_made(target, source), sha256_of(gguf, meter)
+        if manifest is None or manifest.source_sha256 != sha256 or faults(target, manifest, meter):
             tell(f"converting the model {target.name} (once; about 15 s for each 100 MB)")
-            manifest = convert(model, find_gguf(), target, python, lock, meter)
+            wanted = Manifest(model, (), source=source, source_sha256=sha256)
+            manifest = convert(wanted, gguf, target, python, lock, meter)
     return Held(model, (), target, manifest)
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from orchestrator.atomic import read_json
+from orchestrator.errors import UserError
 from orchestrator.models.manifest import MARK, Manifest, read_manifest, size_faults
 
 MAIN = "main"
 # In the folder of a repository: what orch knows of its snapshots. huggingface_hub leaves it alone.
 NOTES = ".orch"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 _REPO_PREFIX = "models--"
 
 
@@ -57,8 +61,23 @@ def repo_folder(hub: Path, model: str) -> Path:
 
 
 def repo_manifest(repo: Path, commit: str) -> Path:
-    """Return the file of the manifest of a snapshot."""
+    """Return the file of the manifest of a snapshot; empty while a pull makes that snapshot."""
     return repo / NOTES / f"{commit}.json"
+
+
+def read_made(folder: Path, source: str) -> Manifest | None:
+    """Return the manifest of a folder of the store that is made of ``source``, or None if there is none.
+
+    Raises:
+        UserError: it was made of another source.
+    """
+    manifest = read_manifest(folder / MARK)
+    if manifest is not None and manifest.source not in {"", source}:
+        raise UserError(
+            f"{folder} was made of {manifest.source}, not of {source}.\n"
+            "Give the new one another name (`orch.py models pull` and `convert`: --name), or delete that folder."
+        )
+    return manifest
 
 
 def find_snapshot(repo: Path, revision: str) -> Held | None:
@@ -77,13 +96,24 @@ def find_hub(places: Sequence[Path], model: str, revision: str) -> Path:
 
 
 def is_usable(held: Held | None) -> bool:
-    """Return whether it is whole, as far as sizes tell; what other tools brought is, if it has a config.json."""
+    """Return whether it is whole, as far as sizes tell; what other tools brought is, if it has config and weights."""
     if held is None:
         return False
     if held.manifest is not None:
         return not size_faults(held.folder, held.manifest)
-    is_begun_here = (held.folder.parents[1] / NOTES).is_dir()
-    return not is_begun_here and (held.folder / "config.json").is_file()
+    is_begun_here = repo_manifest(held.folder.parents[1], held.folder.name).exists()
+    return not is_begun_here and (held.folder / "config.json").is_file() and _has_weights(held.folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Return whether every file that an index names is there, or any file of weights if there is no index."""
+    indices: list[Any] = [read_json(path) for path in folder.glob("*.safetensors.index.json")]
+    if not indices:
+        return any(path.is_file() for pattern in _WEIGHTS for path in folder.glob(pattern))
+    try:
+        return all((folder / name).is_file() for index in indices for name in index["weight_map"].values())
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def list_models(cache: Path, places: Sequence[Path]) -> Iterator[Held]:

@@ -78,6 +78,23 @@ def finish_deletion(doomed: Path) -> None:
         raise StorageError(doomed, error, REMEDY) from error
 
 
+def replace_folder(folder: Path, new: Path) -> None:
+    """Rename the folder ``new`` to ``folder``; an older one goes, and whoever has its files open keeps them.
+
+    At no time is half of either under that name.
+
+    Raises:
+        OSError: it could not be renamed.
+        StorageError: it is in its place, but not all of the older one could be deleted.
+    """
+    doomed = folder.with_name(doomed_name(folder.name))
+    if folder.exists():
+        folder.rename(doomed)
+    new.rename(folder)
+    if doomed.exists():
+        finish_deletion(doomed)
+
+
 def _remove_folder(parent: int, name: str) -> None:
     """Delete the folder ``name`` in the open folder ``parent``; another process may be deleting it as well."""
     # Opened without following a link, and worked on by its descriptor: it cannot be exchanged half way.

@@ -173,6 +173,7 @@ def test_model_is_found_in_the_hubs_cache_and_never_fetched(tmp_path: Path) -> N
     snapshot = repo / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").touch()
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("abc\n")
     assert source.folder() == snapshot

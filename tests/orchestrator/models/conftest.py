@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,24 @@ class Orch:
         """Start it, and do not wait."""
         argv = [sys.executable, str(PROJECT / "orch.py"), "models", *words]
         return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[bool]]:
+    """Return a watch on a file: a list that tells at each removal of a folder whether the file was there."""
+
+    def watch(file: Path) -> list[bool]:
+        seen: list[bool] = []
+        remove = os.rmdir
+
+        def noting(*args: Any, **options: Any) -> None:
+            seen.append(file.is_file())
+            remove(*args, **options)
+
+        monkeypatch.setattr(os, "rmdir", noting)
+        return seen
+
+    return watch
 
 
 @pytest.fixture

