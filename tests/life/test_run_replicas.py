@@ -112,3 +112,18 @@ def test_run_with_replicas_that_is_left_is_resumed_with_those_that_live(recipe: 
     assert summary["state"] == "completed"
     assert summary["stages"]["benchmark"]["failed"] <= 4, "those that were under way on the dead one"
     assert processes_with(str(run.run_dir)) == []
+
+
+def test_resume_goes_on_without_a_dead_replica_that_cannot_be_submitted(recipe: dict[str, Any], start: Start) -> None:
+    run = start(with_replicas(recipe))
+    run.wait_for(lambda: streams(run.run_dir, "has ended") > 20, "the benchmark", 60)
+    run.interrupt(signal.SIGKILL)
+    run.wait()
+    kill_outright(run, "vllm-2")
+    # No script can be written there.
+    (run.run_dir / "scripts" / "vllm-2-r2.sh").mkdir()
+    done = orch(run, "resume")
+    assert done.returncode == 0, done.stderr
+    assert "vllm-2: no job was submitted in the place of" in done.stderr
+    assert run.json("summary.json")["state"] == "completed"
+    assert processes_with(str(run.run_dir)) == []
