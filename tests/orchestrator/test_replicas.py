@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,8 +16,10 @@ from orchestrator.jobs import JobTracker
 from orchestrator.plan import PlannedJob
 from orchestrator.records import StatusRecord
 from orchestrator.replicas import AGAIN_S, MAX_REPLACEMENTS, Replicas
+from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
 from orchestrator.tracked import TrackedJob
+from orchestrator.watch import Watch
 from tests.builders import plan_run, recipe_document
 
 NAMES = ("vllm-1", "vllm-2")
@@ -193,6 +196,13 @@ def test_stuck_replica_without_a_living_one_is_not_spared(other: str, scene: Sce
         scene.ends("vllm-1")
     scene.replicas.look()
     assert (scene.jobs.given_up, tuple(scene.replicas.spared)) == ([], ())
+
+
+def test_run_is_not_ended_by_a_stuck_job_that_the_replicas_spare(tmp_path: Path) -> None:
+    jobs, lease = Mock(services=()), Mock()
+    lease.renew.return_value = None
+    Watch(RunDir(tmp_path), jobs, lease, Mock(), Mock(), Mock(), Mock(), Mock(spared=("vllm-2",))).look()
+    jobs.raise_if_stuck.assert_called_once_with(("vllm-2",))
 
 
 def test_refused_replacement_is_tried_again_after_a_while(scene: Scene) -> None:
