@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from orchestrator.arrays import PlannedArray
@@ -123,6 +123,14 @@ class JobTracker:
             GpuCapError: the run has used up its GPU-hours.
         """
         self._submitter.check(planned, *beside)
+
+    def submit_replacement(self, planned: PlannedJob) -> TrackedJob:
+        """Submit a job in the place of one that has ended, without waiting for a connection; see submit.
+
+        Raises:
+            NoConnectionError: its host cannot be reached now; it was not submitted.
+        """
+        return self._submitter.submit(planned, patience_s=0.0)
 
     def submit_successor(self, planned: PlannedJob) -> TrackedJob:
         """Submit a job that is to take the place of the living one of its name; see submit for the errors."""
@@ -250,21 +258,31 @@ class JobTracker:
             )
         if verdict.state.is_final and not job.state.is_final:
             view.host.collect_logs(job.planned, job.job_id)
-            self._withdraw_endpoint(job, view)
+            self._withdraw(job, view)
             self._table.close(job)
             if job.planned.kind == "task" and verdict.state == JobState.COMPLETED:
                 self._done[token] = job
         job.state, job.why, job.node = verdict.state, verdict.why, node
 
-    def _withdraw_endpoint(self, job: TrackedJob, view: HostView) -> None:
-        """Remove the endpoint record of a job that was killed outright: its port may soon be somebody else's."""
-        path = self._run.endpoint(job.name)
-        record = read_json(path)
-        if self._journal.only_looks or not isinstance(record, dict) or record.get("token") != job.planned.token:
+    def _withdraw(self, job: TrackedJob, view: HostView) -> None:
+        """Remove the endpoint record and the scrape targets of a job that was killed outright.
+
+        Its ports may soon be somebody else's, who is not to be sent the run's tokens.
+        """
+        if self._journal.only_looks:
             return
-        answer = view.ask(["rm", "-f", "--", str(view.there(path))])
-        if answer.returncode != 0:
-            log.warning("the endpoint record of %s is left behind: %s", job.name, answer.stderr.strip())
+        endpoint, targets = self._run.endpoint(job.name), self._run.targets
+        record = read_json(endpoint)
+        commands = []
+        if isinstance(record, dict) and record.get("token") == job.planned.token:
+            commands.append(["rm", "-f", "--", str(view.there(endpoint))])
+        if job.record is not None and not job.record.is_finished:
+            script = 'rm -f -- "$1"/*"_targets_$2.json"'
+            commands.append(["sh", "-c", script, "sh", str(view.there(targets)), job.job_id])
+        for argv in commands:
+            answer = view.ask(argv)
+            if answer.returncode != 0:
+                log.warning("where %s answered is left behind: %s", job.name, answer.stderr.strip())
 
     def _end_repetitions(self, seen: Mapping[str, Seen], view: HostView) -> None:
         """Keep tasks that are done from running once more, where the scheduler has them in the queue again.
@@ -302,17 +320,39 @@ class JobTracker:
             if job.planned.kind == "service" and job.planned.is_essential and job.state.is_final and not job.cancelled:
                 raise self.failure(job)
 
-    def raise_if_stuck(self) -> None:
+    def is_stuck(self, job: TrackedJob) -> bool:
+        """Return whether a job has waited for long for something that will never come."""
+        if job.stuck_since is None or job.cancelled or job.state.is_final:
+            return False
+        return time.monotonic() - job.stuck_since > STUCK_PATIENCE_S
+
+    def give_up(self, job: TrackedJob) -> CannotStartError:
+        """Ask the scheduler to end a stuck job, and return the error that tells of it.
+
+        This is not the run's cancellation of the job, which counts as one that ended by itself. If the scheduler does
+        not end it, it is soon stuck again.
+        """
+        error = self._stuck_error(job)
+        job.stuck_since = None
+        view = self._views[job.planned.host]
+        answer = view.cancel(job.job_id)
+        view.next_query = 0.0
+        if not view.scheduler.has_cancelled(answer):
+            log.warning("job %s of %s was not cancelled: %s", job.job_id, job.name, answer.stderr.strip())
+        return error
+
+    def raise_if_stuck(self, spared: Collection[str] = ()) -> None:
         """Raise for the first job that waits for something that will never come.
+
+        Args:
+            spared: Names of jobs without which the run goes on.
 
         Raises:
             CannotStartError: with the scheduler's reason.
         """
         for job in self._table.open:
-            if job.stuck_since is None or job.cancelled or job.state.is_final:
-                continue
-            if time.monotonic() - job.stuck_since > STUCK_PATIENCE_S:
-                raise CannotStartError(job.name, job.job_id, (job.seen and job.seen.reason) or "no reason given")
+            if job.name not in spared and self.is_stuck(job):
+                raise self._stuck_error(job)
         waiting = self._waiting_in_vain()
         if waiting is None:
             self._vain_since = None
@@ -321,6 +361,9 @@ class JobTracker:
         if time.monotonic() - self._vain_since > STUCK_PATIENCE_S:
             reason = f"{waiting.seen and waiting.seen.reason}, and services that do not end hold all the rest"
             raise CannotStartError(waiting.name, waiting.job_id, reason)
+
+    def _stuck_error(self, job: TrackedJob) -> CannotStartError:
+        return CannotStartError(job.name, job.job_id, (job.seen and job.seen.reason) or "no reason given")
 
     def _waiting_in_vain(self) -> TrackedJob | None:
         """Return a step that waits for a part of its allocation which is held by services only."""

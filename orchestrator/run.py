@@ -93,7 +93,7 @@ class Run:
             job.service.request_timeout_s, progress.say,
         )  # fmt: skip
         names = [planned.name for planned in composed.plan.jobs if planned.role == "server"]
-        replicas = Replicas(
+        replicas = self._replicas = Replicas(
             self._jobs, names if len(names) > 1 else (), job.service.startup_timeout_s, composed.plan_service_again,
             progress.say,
         )  # fmt: skip
@@ -258,6 +258,8 @@ class Run:
                 self._progress.say(f"{job.name}: job {tracked.job_id} of before goes on")
             elif generation == 1:
                 self._jobs.submit(job)
+            elif tracked is not None and self._replicas.can_spare(tracked):
+                self._replicas.replace(tracked)
             else:
                 self._jobs.submit(self._composed.plan_service_again(job.name, generation))
         self._ledger.append("deployed", jobs=[job.name for job in planned])

@@ -118,6 +118,11 @@ class RunDir:
         return self.root / "endpoints"
 
     @property
+    def heartbeats(self) -> Path:
+        """Folder of the jobs' records, heartbeats and fences."""
+        return self.root / "status"
+
+    @property
     def targets(self) -> Path:
         return self.root / "prometheus_assets"
 

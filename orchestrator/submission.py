@@ -91,13 +91,21 @@ class Submitter:
         """Return which submission of the job ``name`` the next one is, from 1."""
         return self._generations[name] + 1
 
-    def submit(self, planned: PlannedJob, is_successor: bool = False) -> TrackedJob:
-        """Submit ``planned``, whose script is already written; see JobTracker.submit for the errors."""
+    def submit(
+        self, planned: PlannedJob, is_successor: bool = False, patience_s: float = UNREACHABLE_PATIENCE_S
+    ) -> TrackedJob:
+        """Submit ``planned``, whose script is already written; see JobTracker.submit for the errors.
+
+        Args:
+            planned: The job.
+            is_successor: See Intent.
+            patience_s: How long a host that cannot be reached is waited for, in seconds.
+        """
         self.check(planned)
         found = self._settle(planned)
         if found is not None:
             return found
-        return self._send((planned,), planned.token, planned.script, is_successor)[0]
+        return self._send((planned,), planned.token, planned.script, is_successor, patience_s)[0]
 
     def submit_array(self, array: PlannedArray) -> list[TrackedJob]:
         """Submit ``array``, whose scripts are already written; see JobTracker.submit_array for the errors."""
@@ -113,9 +121,16 @@ class Submitter:
         """Raise where ``planned`` is not to be submitted together with those ``beside`` it."""
         self._guard(planned, *beside)
 
-    def _send(self, members: Sequence[PlannedJob], token: str, script: Path, is_successor: bool) -> list[TrackedJob]:
+    def _send(
+        self,
+        members: Sequence[PlannedJob],
+        token: str,
+        script: Path,
+        is_successor: bool,
+        patience_s: float = UNREACHABLE_PATIENCE_S,
+    ) -> list[TrackedJob]:
         """Submit jobs with one command, as soon as its host can be reached."""
-        deadline = time.monotonic() + UNREACHABLE_PATIENCE_S
+        deadline = time.monotonic() + patience_s
         self._keep_pace()
         while True:
             try:

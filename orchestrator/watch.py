@@ -56,8 +56,8 @@ class Watch:
         self._notifier.look(self._jobs.services)
         self._succession.look()
         self._jobs.raise_if_dead()
-        self._jobs.raise_if_stuck()
         self._replicas.look()
+        self._jobs.raise_if_stuck(self._replicas.spared)
         for job in self._jobs.services:
             if job.state.is_final and job.planned.token not in self._told_dead:
                 self._told_dead.add(job.planned.token)

@@ -26,6 +26,7 @@ class BalancerContext:
 
     python: str
     endpoints_dir: Path
+    status_dir: Path
     engine: str
     policy: str
     haproxy: str | None
@@ -79,6 +80,7 @@ class BalancerService:
             context=BalancerContext(
                 python=PYTHON if launch else _python(job),
                 endpoints_dir=run.endpoints,
+                status_dir=run.heartbeats,
                 engine=self._served["engine"],
                 policy=_wanted(job).policy,
                 haproxy=_wanted(job).haproxy,

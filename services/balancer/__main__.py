@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="services.balancer", description="One address for all replicas of a service.")
     parser.add_argument("--endpoints-dir", type=Path, required=True, help="the run's folder of endpoint records")
+    parser.add_argument("--status-dir", type=Path, required=True, help="the run's folder of heartbeats")
     parser.add_argument("--service", required=True, help="its replicas are SERVICE.json and SERVICE-<n>.json there")
     parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, required=True)
@@ -79,7 +80,8 @@ def _serve(options: argparse.Namespace) -> int:
                 start_new_session=True,
                 preexec_fn=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509 - one thread
             )
-        return _tend(haproxy, Follower(options.endpoints_dir, options.service, Admin(options.policy, ours)))
+        admin = Admin(options.policy, ours)
+        return _tend(haproxy, Follower(options.endpoints_dir, options.status_dir, options.service, admin))
 
 
 def _tend(haproxy: subprocess.Popen[bytes], follower: Follower) -> int:

@@ -26,10 +26,12 @@ class Member:
     Attributes:
         name: Record and attempt, ``vllm-1.9c1e…``: a server that was started again is another member.
         address: ``IP:PORT``, an IPv6 address in brackets.
+        token: Its job's; names the file of its heartbeat.
     """
 
     name: str
     address: str
+    token: str
 
 
 def record_paths(endpoints: Path, service: str) -> list[Path]:
@@ -51,12 +53,14 @@ def read_member(path: Path) -> Member:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        ip, port, attempt = ipaddress.ip_address(record["ip"]), int(record["port"]), str(record["attempt"])
+        ip, port = ipaddress.ip_address(record["ip"]), int(record["port"])
+        attempt, token = str(record["attempt"]), str(record["token"])
     except FileNotFoundError:
         raise
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RecordError(path, f"{type(error).__name__}: {error}") from error
     name = f"{path.stem}.{attempt}"
-    if not re.fullmatch(r"[\w.:-]{1,128}", name, re.ASCII) or not 0 < port < 65536:
-        raise RecordError(path, f"attempt {attempt!r}, port {port}: no server has these")
-    return Member(name, f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}")
+    are_plain = all(re.fullmatch(r"[\w.:-]{1,128}", text, re.ASCII) for text in (name, token))
+    if not are_plain or not 0 < port < 65536:
+        raise RecordError(path, f"attempt {attempt!r}, token {token!r}, port {port}: no server has these")
+    return Member(name, f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}", token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,29 @@ def test_replica_killed_on_slurm_is_replaced_and_only_its_own_requests_fail(
     assert jobs_of(summary["run_id"]) == {}
 
 
+@pytest.mark.slurm
+@pytest.mark.skipif(bool(WHY_NO_SLURM), reason=WHY_NO_SLURM or "-")
+def test_replica_whose_job_slurm_can_never_start_again_is_cancelled_and_replaced(
+    slurm_recipe: dict[str, Any], start: Start
+) -> None:
+    document = with_replicas(slurm_recipe)
+    document["job"]["infrastructure"]["requeue"] = True
+    document["job"]["engine"]["environment"] = {"STANDIN_TOKEN_DELAY_S": "0.2"}
+    run = start(document)
+    run.wait_for(lambda: streams(run.run_dir, "has ended") > 4, "the benchmark", 240)
+    job_id = run.json("endpoints/vllm-2.json")["job_id"]
+    sbatch = ["sbatch", "--parsable", "--wait", "--output=/dev/null", "--wrap=false"]
+    failed_id = subprocess.run(sbatch, capture_output=True, text=True, check=False).stdout.strip()
+    for words in (["requeuehold", job_id], ["update", f"JobId={job_id}", f"Dependency=afterok:{failed_id}"]):
+        subprocess.run(["scontrol", *words], check=True)
+    subprocess.run(["scontrol", "release", job_id], check=True)
+    run.wait_for(lambda: f"takes the place of {job_id}" in run.stderr, "the replacement", 60)
+    assert f"({job_id}) can never start" in run.stderr
+    run.interrupt(signal.SIGINT)
+    run.wait(60)
+    assert jobs_of(run.json("summary.json")["run_id"]) == {}
+
+
 def test_run_whose_replicas_all_die_fails_with_the_reason_of_the_last_one(recipe: dict[str, Any], start: Start) -> None:
     document = with_replicas(recipe)
     document["job"]["engine"]["environment"] = {"STANDIN_CRASH_AFTER_S": "0.2"}
@@ -111,4 +135,19 @@ def test_run_with_replicas_that_is_left_is_resumed_with_those_that_live(recipe: 
     assert {name: ids[name] for name in before} == before
     assert summary["state"] == "completed"
     assert summary["stages"]["benchmark"]["failed"] <= 4, "those that were under way on the dead one"
+    assert processes_with(str(run.run_dir)) == []
+
+
+def test_resume_goes_on_without_a_dead_replica_that_cannot_be_submitted(recipe: dict[str, Any], start: Start) -> None:
+    run = start(with_replicas(recipe))
+    run.wait_for(lambda: streams(run.run_dir, "has ended") > 20, "the benchmark", 60)
+    run.interrupt(signal.SIGKILL)
+    run.wait()
+    kill_outright(run, "vllm-2")
+    # No script can be written there.
+    (run.run_dir / "scripts" / "vllm-2-r2.sh").mkdir()
+    done = orch(run, "resume")
+    assert done.returncode == 0, done.stderr
+    assert "vllm-2: no job was submitted in the place of" in done.stderr
+    assert run.json("summary.json")["state"] == "completed"
     assert processes_with(str(run.run_dir)) == []

@@ -14,7 +14,8 @@ import pytest
 from orchestrator import jobs as jobs_module
 from orchestrator import submission as submission_module
 from orchestrator.atomic import write_json
-from orchestrator.errors import CannotStartError, CommandError, JobFailedError, SubmitError
+from orchestrator.errors import CannotStartError, CommandError, JobFailedError, NoConnectionError, SubmitError
+from orchestrator.host_view import HostView
 from orchestrator.hosts import Hosts, ThisMachine
 from orchestrator.interrupts import Interrupts, TerminatedError
 from orchestrator.jobs import JobTracker
@@ -24,7 +25,7 @@ from orchestrator.recipe.infrastructure import Polling
 from orchestrator.rundir import RunDir
 from orchestrator.schedulers import JobState
 from orchestrator.tracked import TrackedJob
-from orchestrator.transports import LocalTransport
+from orchestrator.transports import Answer, Fault, LocalTransport
 from tests.builders import ProgramFolder, hosts_here, planned_service, slurm_scheduler
 
 QUEUE = 'cat "$(dirname "$0")/queue" 2>/dev/null || true'
@@ -108,6 +109,16 @@ def test_poll_of_a_service_killed_outright_removes_its_endpoint_and_no_other_s(c
     tracker.poll()
     assert job.state == JobState.NODE_FAIL
     assert cluster.run.endpoint("vllm").exists() == (not is_own)
+
+
+def test_poll_of_a_service_killed_outright_removes_its_scrape_targets_and_no_other_s(cluster: Cluster) -> None:
+    tracker, _ = submitted(cluster)
+    cluster.says("ready", ready_at=2.0)
+    for name in ("node_targets_42", "service_targets_42", "service_targets_142", "service_targets_421"):
+        write_json(cluster.run.targets / f"{name}.json", [])
+    cluster.listed("NODE_FAIL")
+    tracker.poll()
+    assert {path.stem for path in cluster.run.targets.iterdir()} == {"service_targets_142", "service_targets_421"}
 
 
 def test_submit_records_the_intent_before_the_scheduler_hears_of_it(cluster: Cluster) -> None:
@@ -419,6 +430,35 @@ def test_job_that_can_never_start_is_raised_with_the_reason_when_it_stays_so(
     assert caught.value.exit_code == 2
     job.cancelled = True
     tracker.raise_if_stuck()
+
+
+def test_stuck_job_that_is_given_up_is_cancelled_and_counts_as_ended_by_itself(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, job = submitted(cluster)
+    monkeypatch.setattr(jobs_module, "STUCK_PATIENCE_S", 0.0)
+    cluster.listed("PENDING", "JobHoldMaxRequeue")
+    tracker.poll()
+    tracker.raise_if_stuck(spared=("vllm",))
+    assert tracker.is_stuck(job)
+    assert "JobHoldMaxRequeue" in str(tracker.give_up(job))
+    assert cluster.programs.calls("scancel") == ["42"]
+    assert not tracker.is_stuck(job)
+    tracker.poll()
+    assert tracker.is_stuck(job), "it was not ended: it is to be given up again"
+    cluster.listed("CANCELLED")
+    tracker.poll()
+    assert (job.state, job.cancelled) == (JobState.CANCELLED, False)
+
+
+def test_replacement_does_not_wait_for_a_connection(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = cluster.tracker()
+    cut = Answer(("sbatch",), None, "", "no route", Fault.NOT_SENT)
+    monkeypatch.setattr(HostView, "ask", lambda *_: cut)
+    began_s = time.monotonic()
+    with pytest.raises(NoConnectionError, match="no route"):
+        tracker.submit_replacement(cluster.planned)
+    assert time.monotonic() - began_s < 1.0
 
 
 def test_id_that_slurm_gave_out_again_is_not_our_job_and_is_not_cancelled(cluster: Cluster) -> None:

@@ -93,7 +93,7 @@ class Balancer:
     """The program under test, its run folder, and what its metrics say."""
 
     def __init__(self, folder: Path, policy: str = "least_outstanding", host: str = "127.0.0.1") -> None:
-        self.endpoints, self.log = folder / "endpoints", folder / "balancer.log"
+        self.endpoints, self.status, self.log = folder / "endpoints", folder / "status", folder / "balancer.log"
         self.host, self.port = host, free_port(host)
         self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
         self._folder, self._policy = folder, policy
@@ -101,9 +101,11 @@ class Balancer:
 
     def __enter__(self) -> Self:
         self.endpoints.mkdir()
+        self.status.mkdir()
         (self._folder / "api").write_text(f"{API}\n")
         (self._folder / "scrape").write_text(SCRAPE)
-        argv = [sys.executable, "-m", "services.balancer", "--endpoints-dir", str(self.endpoints), "--service", "vllm"]
+        argv = [sys.executable, "-m", "services.balancer", "--service", "vllm"]
+        argv += ["--endpoints-dir", str(self.endpoints), "--status-dir", str(self.status)]
         argv += ["--bind", self.host, "--port", str(self.port), "--policy", self._policy, "--threads", "2"]
         argv += ["--api-token-file", str(self._folder / "api"), "--scrape-token-file", str(self._folder / "scrape")]
         with self.log.open("wb") as log:
@@ -128,12 +130,18 @@ class Balancer:
     def publish(self, name: str, port: int) -> None:
         """Write an endpoint record as a supervisor does, and wait until the member is there."""
         self._attempts += 1
-        record = {"ip": "127.0.0.1", "port": port, "attempt": f"{self._attempts:016x}"}
+        record = {"ip": "127.0.0.1", "port": port, "attempt": f"{self._attempts:016x}", "token": f"orch-{name}"}
         temporary = self.endpoints / f".{name}.json.tmp"
         temporary.write_text(json.dumps(record))
         temporary.rename(self.endpoints / f"{name}.json")
         member = f"{name}.{record['attempt']}"
         wait_until(lambda: member in self.members())
+
+    def beat(self, name: str) -> None:
+        """Write a sign of life of a member's job as a supervisor does."""
+        temporary = self.status / f".{name}.tmp"
+        temporary.write_text(json.dumps({"attempt": "x", "at": time.time()}))
+        temporary.rename(self.status / f"orch-{name}.heartbeat")
 
     def withdraw(self, name: str) -> None:
         """Remove a record, and wait until its member takes no more requests."""

@@ -108,7 +108,7 @@ class TestToken:
     @pytest.mark.parametrize("text", ["", "a b", 'a"', "a)", "a\nb", "ä"])
     def test_text_that_is_no_token_is_refused(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "token").write_text(text)
-        argv = ["--endpoints-dir", str(tmp_path), "--service", "vllm", "--port", "1"]
+        argv = ["--endpoints-dir", str(tmp_path), "--status-dir", str(tmp_path), "--service", "vllm", "--port", "1"]
         ended = _run([*argv, "--api-token-file", str(tmp_path / "token")])
         assert ended.returncode == 2
         assert "not a bearer token" in ended.stderr
@@ -145,6 +145,34 @@ class TestMembers:
         assert balancer.ask().status_code == 200
         moved.rename(balancer.endpoints)
         assert balancer.log.read_text().count("the members stay as they are") == 1
+
+    def test_silent_member_whose_port_a_stranger_took_gets_no_request_and_comes_back_with_a_sign(
+        self, balancer: Balancer, fake: FakeServer
+    ) -> None:
+        with FakeServer(token=API) as second:
+            balancer.beat("vllm")
+            balancer.publish("vllm-1", second.port)
+            balancer.beat("vllm-1")
+
+            def others_are_gone() -> bool:
+                balancer.beat("vllm-1")
+                return {name.partition(".")[0] for name in balancer.members()} == {"vllm-1"}
+
+            assert 10 < wait_until(others_are_gone) < 14
+            asked = len(fake.requests)
+            assert {member_of(balancer.ask()) for _ in range(6)} == {"vllm-1"}
+            assert len(fake.requests) == asked
+            balancer.beat("vllm")
+            wait_until(lambda: len(balancer.members()) == 2)
+
+    def test_silence_of_all_changes_nothing(self, balancer: Balancer, fake: FakeServer) -> None:
+        with FakeServer(token=API) as second:
+            balancer.beat("vllm")
+            balancer.publish("vllm-1", second.port)
+            balancer.beat("vllm-1")
+            balancer.status.rename(balancer.status.with_name("away"))
+            time.sleep(13)
+            assert len(balancer.members()) == 2
 
     def test_new_attempt_takes_the_place_of_the_old(self, balancer: Balancer, fake: FakeServer) -> None:
         with FakeServer(token=API) as second:
@@ -448,14 +476,16 @@ class TestProgram:
         assert balancer.process.wait(5) == -signal.SIGKILL % 256
 
     def test_port_in_use_is_said(self, balancer: Balancer, tmp_path: Path) -> None:
-        argv = ["--endpoints-dir", str(tmp_path), "--service", "vllm", "--port", str(balancer.port)]
+        argv = ["--endpoints-dir", str(tmp_path), "--status-dir", str(tmp_path), "--service", "vllm"]
+        argv += ["--port", str(balancer.port)]
         ended = _run([*argv, "--api-token-file", str(tmp_path / "api")])
         assert ended.returncode == 1
         assert "Address already in use" in ended.stderr
 
     def test_missing_haproxy_is_said(self, tmp_path: Path) -> None:
         (tmp_path / "token").write_text(API)
-        argv = ["--endpoints-dir", str(tmp_path), "--service", "vllm", "--port", "1", "--haproxy", "/nowhere/haproxy"]
+        argv = ["--endpoints-dir", str(tmp_path), "--status-dir", str(tmp_path), "--service", "vllm"]
+        argv += ["--port", "1", "--haproxy", "/nowhere/haproxy"]
         ended = _run([*argv, "--api-token-file", str(tmp_path / "token")])
         assert ended.returncode == 2
         assert "'/nowhere/haproxy' cannot be run" in ended.stderr

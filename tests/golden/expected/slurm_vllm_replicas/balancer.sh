@@ -32,6 +32,7 @@ exec python3 /runs/20260101_000000_job_0a1b2c3d/scripts/supervisor.py /runs/2026
   /opt/env/bin/python -m services.balancer \
   --bind @BIND@ --port @PORT@ \
   --endpoints-dir=/runs/20260101_000000_job_0a1b2c3d/endpoints \
+  --status-dir=/runs/20260101_000000_job_0a1b2c3d/status \
   --service=vllm \
   --policy=prefix \
   --api-token-file=/runs/20260101_000000_job_0a1b2c3d/secrets/api_token \
