@@ -221,7 +221,7 @@ def test_benchmark_of_conversations_sends_as_many_requests_as_are_asked_for(
     fake.behaviour = Behaviour(counts_prompt=True)
     body = {"self_check": False, "input_tokens": "20", "turns": "3"}
     counted = http.post("/benchmark", json={**body, "n_clients": 2, "n_requests_per_client": 5}).get_json()
-    assert (counted["total_queries"], counted["valid"]) == (10, True)
+    assert (counted["total_queries"], counted["failed"]) == (10, 0)
     limited = http.post("/benchmark", json={**body, "concurrency": 3, "requests": 10}).get_json()
     assert (limited["total_queries"], limited["unfinished"]) == (10, 0)
 
@@ -248,8 +248,7 @@ def test_benchmark_that_continues_one_that_was_cut_off_measures_what_is_missing(
     begun = len(fake.requests)
     assert http.post("/benchmark", json={**SWEEP, "id": "second", "continues": ["first"]}).status_code == 202
     result = wait_for(http, "second", has_ended)["result"]
-    assert result["valid"], result["invalid_reasons"]
-    assert [(point["load"], point["is_valid"]) for point in result["points"]] == [(1, True), (2, True), (4, True)]
+    assert [(point["load"], point["failed_share"]) for point in result["points"]] == [(1, 0), (2, 0), (4, 0)]
     assert len(fake.requests) - begun == 16, "the first point is taken over"
     kept = sorted(path.parent.name for path in (settings.output_dir / "second").glob("points/*/requests.parquet"))
     assert kept == ["000_1", "001_2", "002_4"]
@@ -272,7 +271,7 @@ def test_benchmark_that_continues_what_is_not_there_or_had_another_body_measures
     http.post("/benchmark", json={**BODY, "id": "first"})
     begun = len(fake.requests)
     http.post("/benchmark", json={**SWEEP, "id": "second", "continues": continues})
-    assert wait_for(http, "second", has_ended)["result"]["valid"]
+    assert wait_for(http, "second", has_ended)["state"] == "done"
     assert len(fake.requests) - begun == 24
     assert f"{continues[0]} is not continued" in caplog.text
 
