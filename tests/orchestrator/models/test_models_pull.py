@@ -217,7 +217,7 @@ FULL_DISK = r"""
 cache=$1 said=$2; shift 2
 mount -t tmpfs -o size=8m none "$cache"
 "$@" 2>"$said.small"; echo $? >>"$said.codes"
-mount -o remount,size=40m "$cache"
+umount "$cache" && mount -t tmpfs -o size=40m none "$cache"
 "$@" 2>"$said.full" & pull=$!
 while [ "$(find "$cache" -size +1M | wc -l)" = 0 ] && kill -0 $pull; do sleep 0.05; done
 head -c 40m /dev/zero >"$cache/filler" 2>/dev/null
