@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,6 +194,14 @@ class ProgramFolder:
         path.write_text(f'#!/bin/bash\necho "$*" >>{self.folder}/{name}.calls\n{body}\n')
         path.chmod(0o755)
         return path
+
+    def add_python(self, *packages: str) -> str:
+        """Add an interpreter that has exactly the named packages, which can be located and not imported."""
+        home = self.folder.parent / "packages"
+        for package in packages:
+            (home / package).mkdir(parents=True)
+            (home / package / "__init__.py").write_text("raise RuntimeError('located, never imported')\n")
+        return str(self.add("python-of-test", f'PYTHONPATH={home} exec {sys.executable} -S -s "$@"'))
 
     def calls(self, name: str) -> list[str]:
         """Return the arguments of each call so far."""

@@ -19,8 +19,6 @@ from services.programs import is_installed, missing_packages
 from services.vllm import VllmService
 from tests.builders import ProgramFolder, plan_run, recipe_document
 
-BARE = f'exec {sys.executable} -S -s "$@"'
-
 
 @pytest.fixture
 def programs(tmp_path: Path) -> ProgramFolder:
@@ -29,17 +27,9 @@ def programs(tmp_path: Path) -> ProgramFolder:
 
 
 @pytest.fixture
-def python_with(tmp_path: Path, programs: ProgramFolder) -> Callable[..., str]:
+def python_with(programs: ProgramFolder) -> Callable[..., str]:
     """Return a maker of interpreters that have exactly the named packages."""
-
-    def make(*packages: str) -> str:
-        folder = tmp_path / "packages"
-        for package in packages:
-            (folder / package).mkdir(parents=True)
-            (folder / package / "__init__.py").write_text("raise RuntimeError('located, never imported')\n")
-        return str(programs.add("python-of-test", f"PYTHONPATH={folder} {BARE}"))
-
-    return make
+    return programs.add_python
 
 
 def context_of(scheduler_kind: str, engine_kind: str, /, **job: Any) -> PlanContext:

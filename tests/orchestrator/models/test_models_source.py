@@ -23,7 +23,6 @@ from tests.orchestrator.models.conftest import FILES, MODEL, WANTED
 from tests.standin.hub import COMMIT, FakeHub
 
 INDEX = "model.safetensors.index.json"
-BARE = f'exec {sys.executable} -S -s "$@"'
 
 
 @pytest.fixture
@@ -33,17 +32,9 @@ def programs(tmp_path: Path) -> ProgramFolder:
 
 
 @pytest.fixture
-def python_with(tmp_path: Path, programs: ProgramFolder) -> Callable[..., str]:
+def python_with(programs: ProgramFolder) -> Callable[..., str]:
     """Return a maker of interpreters that have exactly the named packages."""
-
-    def make(*packages: str) -> str:
-        folder = tmp_path / "packages"
-        for package in packages:
-            (folder / package).mkdir(parents=True)
-            (folder / package / "__init__.py").write_text("raise RuntimeError('located, never imported')\n")
-        return str(programs.add("python-of-test", f"PYTHONPATH={folder} {BARE}"))
-
-    return make
+    return programs.add_python
 
 
 def source(tmp_path: Path, model: str = MODEL, is_offline: bool = True) -> ModelSource:
